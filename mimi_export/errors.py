@@ -1,0 +1,63 @@
+"""Every error a user can cause, each with the exit code that the command line gives it.
+
+A class is a `MimiExportError` and also the builtin a library user would expect to catch. A message says what
+was got, what was wanted and what to do about it, in one line.
+"""
+
+
+class MimiExportError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 2
+
+
+class ConfigError(MimiExportError, ValueError):
+    """A model geometry or a variant configuration that cannot be built."""
+
+    exit_code = 3
+
+
+class CheckpointError(MimiExportError, OSError):
+    """Model weights that cannot be found, downloaded or read."""
+
+    exit_code = 4
+
+
+class ArtifactError(MimiExportError, ValueError):
+    """A variant directory that is missing, incomplete, changed or of another format."""
+
+    exit_code = 5
+
+
+class GraphError(ArtifactError):
+    """An ONNX graph that does not load or does not have the inputs and outputs it should."""
+
+
+class AudioError(MimiExportError, ValueError):
+    """Audio that cannot be read, written or encoded."""
+
+    exit_code = 6
+
+
+class CodesError(MimiExportError, ValueError):
+    """Codes of a wrong shape, type, range or file format."""
+
+    exit_code = 7
+
+
+class OutputError(MimiExportError, OSError):
+    """An output that cannot be written, or that exists and may not be replaced."""
+
+    exit_code = 8
+
+
+class ParityError(MimiExportError, ArithmeticError):
+    """A graph that does not reproduce its reference."""
+
+    exit_code = 1
+
+
+class MissingPackageError(MimiExportError, ImportError):
+    """An optional package that a command needs is not installed."""
+
+    exit_code = 9

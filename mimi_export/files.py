@@ -1,0 +1,147 @@
+"""Outputs that are either complete or absent: files and directories written beside their place, then renamed.
+
+A rename inside one file system is atomic, so whoever reads the target sees the old content or the whole new one.
+What this cannot do: clean up after a process that is killed outright (`SIGKILL`); the remains are hidden files
+whose name begins with a dot and the target's name, and they never block a later run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mimi_export.errors import MimiExportError, OutputError
+
+BLOCK_BYTES = 1 << 20
+DIRECTORY_MARKER = "manifest.json"
+_OUTPUT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path` when the block ends without an exception.
+
+    The temporary file exists, is empty and has the suffix of `path`. It is removed whatever ends the block. A
+    symbolic link is followed: its target is replaced, not the link.
+
+    Args:
+        path: the file to write; its folder must exist.
+        force: replace a file that is already there.
+
+    Raises:
+        OutputError: `path` exists and `force` is not given, is no regular file, cannot be created, or the disk
+            filled up inside the block.
+    """
+    shown, target = Path(path), Path(path).resolve()
+    _refuse_file(shown, target, force)
+    temporary = _temporary(target, target.suffix)
+    with _output_errors(shown):
+        temporary.touch(exist_ok=False)
+    try:
+        with _output_errors(shown):
+            yield temporary
+            _refuse_file(shown, target, force)  # again: the block may have taken hours
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(
+    path: str | os.PathLike[str], force: bool = False, marker: str = DIRECTORY_MARKER
+) -> Iterator[Path]:
+    """Yield a new temporary directory beside `path`; it becomes `path` when the block ends without an exception.
+
+    Missing parents are created. An existing empty directory counts as absent. With `force` an existing directory
+    is moved aside only when the new one is complete, put back if the swap fails, and deleted last.
+
+    Args:
+        path: the directory to write.
+        force: replace a directory that is already there, provided that it holds a file called `marker`.
+        marker: what tells a directory made by this program from a user's own, which is never deleted.
+
+    Raises:
+        OutputError: as for `atomic_file`; or the existing directory has no `marker`.
+    """
+    shown, target = Path(path), Path(path).resolve()
+    _refuse_directory(shown, target, force, marker)
+    temporary = _temporary(target)
+    with _output_errors(shown):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    try:
+        with _output_errors(shown):
+            yield temporary
+            _refuse_directory(shown, target, force, marker)
+            _swap_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already on success; else the first error matters
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content in hexadecimal, in constant memory."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _temporary(target: Path, suffix: str = "") -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def _refuse_file(shown: Path, target: Path, force: bool) -> None:
+    if target.is_dir():
+        raise OutputError(f"{shown} is a directory, expected the name of a file to write")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{shown} is a device or a pipe, expected the name of a regular file to write")
+    if target.exists() and not force:
+        raise OutputError(f"{shown} exists already; choose another name or replace it with --force")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {shown}: there is no directory {shown.parent}; create it first")
+
+
+def _refuse_directory(shown: Path, target: Path, force: bool, marker: str) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(f"{shown} is a file, expected the name of a directory to write")
+    if not any(target.iterdir()):
+        return
+    if not force:
+        raise OutputError(f"{shown} exists already; choose another directory or replace it with --force")
+    if not (target / marker).is_file():
+        raise OutputError(f"{shown} was not made by mimi-export (it has no {marker}), so --force does not delete it")
+
+
+def _swap_directory(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.replace(target)
+        return
+    old = _temporary(target, ".old")
+    target.replace(old)
+    try:
+        new.replace(target)
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(target)
+
+
+@contextmanager
+def _output_errors(shown: Path) -> Iterator[None]:
+    """Turn the operating system's errors about writing into `OutputError`; all others pass."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MimiExportError) or error.errno not in _OUTPUT_ERRNOS:
+            raise
+        raise OutputError(f"cannot write {shown}: {os.strerror(error.errno)}") from error

@@ -1,0 +1,211 @@
+"""The shape of a Mimi model: every size the graphs and their states are computed from.
+
+`Geometry` is read from the fields of a `MimiConfig` (its `config.json`) and from nothing else. A configuration
+that cannot be streamed exactly is refused here, by name and with the reason, so no later module has to ask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mimi_export.errors import ConfigError
+
+ACTIVATIONS = ("gelu", "relu", "silu")
+PAD_MODES = ("constant", "replicate")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a Mimi model, under the names that `MimiConfig` gives them where it has one.
+
+    Units: `sampling_rate` in Hz; `sliding_window` in transformer tokens; kernels, strides and `frame_size` in
+    samples at the rate of the layer they belong to (`frame_size`: audio samples).
+    """
+
+    sampling_rate: int
+    hidden_size: int
+    num_filters: int
+    num_residual_layers: int
+    upsampling_ratios: tuple[int, ...]
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    dilation_growth_rate: int
+    pad_mode: str
+    compress: int
+    use_conv_shortcut: bool
+    upsample_groups: int
+    latent_stride: int
+    num_quantizers: int
+    num_semantic_quantizers: int
+    codebook_size: int
+    codebook_dim: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    norm_eps: float
+    attention_bias: bool
+    rope_theta: float
+    sliding_window: int
+
+    @property
+    def hop_length(self) -> int:
+        """Audio samples per transformer token."""
+        return math.prod(self.upsampling_ratios)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Transformer tokens per codec frame."""
+        return self.latent_stride
+
+    @property
+    def frame_size(self) -> int:
+        """Audio samples per codec frame (1920 for Kyutai's model)."""
+        return self.hop_length * self.latent_stride
+
+    @property
+    def frame_rate(self) -> float:
+        """Codec frames per second (12.5 for Kyutai's model)."""
+        return self.sampling_rate / self.frame_size
+
+    @property
+    def bits_per_code(self) -> int:
+        """Bits that one code carries."""
+        return (self.codebook_size - 1).bit_length()
+
+    def bitrate(self, num_codebooks: int) -> float:
+        """Bits per second of a stream of `num_codebooks` codes a frame."""
+        return self.frame_rate * self.bits_per_code * num_codebooks
+
+    def check_num_codebooks(self, num_codebooks: int) -> None:
+        """Raise `ConfigError` unless the model can encode to `num_codebooks` codes a frame."""
+        least, most = self.num_semantic_quantizers, self.num_quantizers
+        if not least <= num_codebooks <= most:
+            raise ConfigError(f"num_codebooks is {num_codebooks}, but this model has {least} to {most} codebooks")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {**dataclasses.asdict(self), "upsampling_ratios": list(self.upsampling_ratios)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Geometry:
+        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != names:
+            wrong = sorted(set(fields) ^ names)
+            raise ConfigError(f"geometry fields {wrong} are unknown or missing")
+        return cls(**{**fields, "upsampling_ratios": tuple(fields["upsampling_ratios"])})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Geometry:
+        """Read the geometry from the fields of a `MimiConfig` (`config.to_dict()` or a parsed `config.json`).
+
+        Raises:
+            ConfigError: the model cannot be streamed exactly, or the upstream code cannot run it either.
+        """
+        _refuse_unstreamable(config)
+        ratios = tuple(config["upsampling_ratios"])
+        hop_length = math.prod(ratios)
+        token_rate = math.ceil(config["sampling_rate"] / hop_length)  # upstream's `encodec_frame_rate`
+        frame_rate = config.get("frame_rate") or config.get("_frame_rate") or config["sampling_rate"] / hop_length / 2
+        latent_stride = int(token_rate / frame_rate)
+        if latent_stride < 2:
+            raise ConfigError(
+                f"frame_rate {frame_rate:g} leaves no downsampling after {token_rate} tokens/s; "
+                "upstream cannot run such a model either"
+            )
+        heads = config["num_attention_heads"]
+        geometry = cls(
+            **{name: config[name] for name in _COPIED_FIELDS},
+            upsampling_ratios=ratios,
+            latent_stride=latent_stride,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            rope_theta=float(_rope_parameters(config)["rope_theta"]),
+        )
+        geometry._check_sizes(config)
+        return geometry
+
+    def _check_sizes(self, config: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` where two sizes do not fit each other."""
+        inner = config["vector_quantization_hidden_dimension"]
+        rules = {
+            "sliding_window must be a positive number of tokens": self.sliding_window >= 1,
+            "num_attention_heads must be a multiple of num_key_value_heads": (
+                self.num_attention_heads % self.num_key_value_heads == 0
+            ),
+            "head_dim must be even for rotary positions": self.head_dim % 2 == 0,
+            "upsample_groups must divide hidden_size": self.hidden_size % self.upsample_groups == 0,
+            f"codebook_dim must equal vector_quantization_hidden_dimension ({inner})": self.codebook_dim == inner,
+            "num_semantic_quantizers must be below num_quantizers": (
+                0 < self.num_semantic_quantizers < self.num_quantizers
+            ),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(f"this model's sizes do not fit: {rule}")
+
+
+_COPIED_FIELDS = (
+    "sampling_rate",
+    "hidden_size",
+    "num_filters",
+    "num_residual_layers",
+    "kernel_size",
+    "last_kernel_size",
+    "residual_kernel_size",
+    "dilation_growth_rate",
+    "pad_mode",
+    "compress",
+    "use_conv_shortcut",
+    "upsample_groups",
+    "num_quantizers",
+    "num_semantic_quantizers",
+    "codebook_size",
+    "codebook_dim",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "norm_eps",
+    "attention_bias",
+    "sliding_window",
+)
+
+
+def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rotary settings, under the key of transformers 5 or the flat one of older files."""
+    found: Mapping[str, Any] = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+    return found
+
+
+def _refuse_unstreamable(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a configuration that no causal stream can reproduce, or that is not Mimi."""
+    if config.get("model_type") != "mimi":
+        raise ConfigError(f"model_type is {config.get('model_type')!r}, expected 'mimi': this is not a Mimi checkpoint")
+    missing = [name for name in (*_COPIED_FIELDS, "upsampling_ratios") if config.get(name) is None]
+    if missing:
+        raise ConfigError(f"the model's configuration lacks {', '.join(missing)}")
+    if not config.get("use_causal_conv", True):
+        raise ConfigError("use_causal_conv=False cannot be streamed: its convolutions look into the future")
+    if config.get("trim_right_ratio", 1.0) != 1.0:
+        raise ConfigError(
+            f"trim_right_ratio={config['trim_right_ratio']} cannot be streamed: "
+            "only 1.0 trims transposed convolutions wholly on the right, which keeps them causal"
+        )
+    if config["pad_mode"] not in PAD_MODES:
+        raise ConfigError(f"pad_mode={config['pad_mode']!r} cannot be streamed; supported: {', '.join(PAD_MODES)}")
+    if config.get("audio_channels", 1) != 1:
+        raise ConfigError(f"audio_channels={config['audio_channels']}: the streaming contract is mono only")
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act={config['hidden_act']!r} is not supported; use one of {', '.join(ACTIVATIONS)}")
+    rope_type = _rope_parameters(config).get("rope_type", "default")
+    if rope_type != "default":
+        raise ConfigError(f"rope_type={rope_type!r} is not supported: only 'default' is relative in position")

@@ -1,0 +1,268 @@
+"""The streaming encoder and decoder: steps composed in the order of the network, states wired by name.
+
+    encoder   waveform -> SEANet -> transformer (25 tokens/s) -> downsample -> quantiser -> codes (12.5 frames/s)
+    decoder   codes -> quantiser -> upsample -> transformer -> SEANet -> waveform
+
+A graph module takes `(data, *states)` and gives `(data, *states)` in the order of its `GraphSpec`. Inside, steps ask
+for their state by name, because many states have the same shape and no shape check would see a swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mimi_export import spec
+from mimi_export.checkpoint import Checkpoint
+from mimi_export.geometry import Geometry
+from mimi_export.spec import ConvLayer, GraphSpec, ResidualUnit
+from mimi_export.steps.attention import RingCache, WindowCache
+from mimi_export.steps.conv import CausalConv, CausalConvTranspose, begin_conv
+from mimi_export.steps.quantizer import ResidualDecoder, ResidualEncoder
+from mimi_export.steps.transformer import TransformerLayer
+from mimi_export.upstream import Parts, parts
+
+Tap = Callable[[str, Tensor], None]
+
+
+class Call:
+    """The states of one call: steps take `past` ones and put `present` ones, by name.
+
+    Args:
+        graph: the inputs and outputs of the graph.
+        states: past tensors in the graph's order.
+        tap: told of every intermediate result that a debug graph shows.
+    """
+
+    def __init__(self, graph: GraphSpec, states: tuple[Tensor, ...], tap: Tap | None) -> None:
+        self.graph = graph
+        self._past = {state.name: tensor for state, tensor in zip(graph.states, states, strict=True)}
+        self._present: dict[str, Tensor] = {}
+        self._tap = tap
+        self.cache: WindowCache | RingCache | None = None
+
+    def begin(self, geometry: Geometry, tokens: int) -> None:
+        """Learn the positions of this call's `tokens` from the states that the client gave."""
+        keys = self.past("key_0")
+        if self.graph.layout == "ring":
+            cache = RingCache(geometry, self.past("position"), tokens, keys.shape[2])
+            self.put("position", cache.next_position)
+            self.cache = cache
+        else:
+            self.cache = WindowCache(geometry, keys.shape[2], tokens)
+
+    @property
+    def fresh(self) -> Tensor:
+        """Bool, `[]`-like or `[B, 1, 1]`: true where a stream begins with this call."""
+        if self.cache is None:
+            raise RuntimeError("begin() was not called")
+        return self.cache.fresh
+
+    def past(self, name: str) -> Tensor:
+        """The state `name` as the client gave it."""
+        return self._past[name]
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Hand the state `name` to the next call."""
+        self._present[name] = tensor
+
+    def tap(self, name: str, tensor: Tensor) -> None:
+        """Show an intermediate result where somebody looks."""
+        if self._tap is not None:
+            self._tap(name, tensor)
+
+    def present(self) -> tuple[Tensor, ...]:
+        """All states for the next call, in the graph's order."""
+        return tuple(self._present[state.name] for state in self.graph.states)
+
+
+class StreamingGraph(nn.Module):
+    """What both graphs share: convolutions by name, the transformer, and the walk over a SEANet half.
+
+    Args:
+        graph: inputs and outputs.
+        geometry: sizes of the model.
+        seanet: description of the SEANet half.
+        weights: the upstream SEANet half.
+        transformer: the upstream transformer.
+    """
+
+    def __init__(
+        self,
+        graph: GraphSpec,
+        geometry: Geometry,
+        seanet: list[spec.SeanetItem],
+        weights: nn.Module,
+        transformer: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.geometry = geometry
+        self._seanet = seanet
+        self.convs = nn.ModuleDict({layer.name: _read_conv(layer, weights) for layer in spec.walk_convs(seanet)})
+        self.layers = nn.ModuleList([TransformerLayer(geometry, layer) for layer in transformer.layers])
+
+    def tap_names(self, *inputs: Tensor) -> list[str]:
+        """Names of all intermediate results, in the order of computation."""
+        names: list[str] = []
+        self.run(lambda name, _: names.append(name), *inputs)
+        return names
+
+    def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """One call: data and past states in, data and present states out."""
+        return self.run(None, data, *states)
+
+    def run(self, tap: Tap | None, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """`forward`, telling `tap` of every intermediate result."""
+        call = Call(self.graph, states, tap)
+        return self.step(call, data), *call.present()
+
+    def step(self, call: Call, data: Tensor) -> Tensor:
+        """Compute the data output of one call."""
+        raise NotImplementedError(f"{type(self).__name__} is not a graph by itself")
+
+    def conv(self, call: Call, layer: ConvLayer, x: Tensor) -> Tensor:
+        """Run the convolution `layer`, carrying its state."""
+        module = self.convs[layer.name]
+        if layer.state_size == 0:
+            y, _ = module(x, None)
+        else:
+            name = spec.conv_state_name(layer)
+            y, kept = module(x, self._begin(call, layer, call.past(name), x))
+            call.put(name, kept)
+        call.tap(layer.name, y)
+        return y  # type: ignore[no-any-return]
+
+    def _begin(self, call: Call, layer: ConvLayer, past: Tensor, x: Tensor) -> Tensor:
+        """The state to compute with: zeros from the client are right, but for a replicated or a ring's garbage one."""
+        if self.graph.layout == "window" and (layer.transposed or layer.pad_mode == "constant"):
+            return past
+        if layer.transposed:
+            return torch.where(call.fresh, torch.zeros_like(past[:, :1, :1]), past)
+        return begin_conv(layer, past, x, call.fresh)
+
+    def seanet(self, call: Call, x: Tensor) -> Tensor:
+        """Run the SEANet half over `[B, C, T]`."""
+        for item in self._seanet:
+            if item is None:
+                x = functional.elu(x)
+            elif isinstance(item, ResidualUnit):
+                hidden = self.conv(call, item.first, functional.elu(x))
+                hidden = self.conv(call, item.second, functional.elu(hidden))
+                skip = x if item.shortcut is None else self.conv(call, item.shortcut, x)
+                x = skip + hidden
+            else:
+                x = self.conv(call, item, x)
+        return x
+
+    def transformer(self, call: Call, x: Tensor) -> Tensor:
+        """Run the transformer over `[B, T, hidden]`."""
+        if call.cache is None:
+            raise RuntimeError("begin() was not called")
+        for index, layer in enumerate(self.layers):
+            key, value = f"key_{index}", f"value_{index}"
+            x, present_key, present_value = layer(x, call.past(key), call.past(value), call.cache)
+            call.put(key, present_key)
+            call.put(value, present_value)
+            call.tap(f"transformer_{index}", x)
+        return x
+
+
+class StreamingEncoder(StreamingGraph):
+    """Waveform `[B, 1, frames·frame_size]` to codes int64 `[B, K, frames]`."""
+
+    def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
+        super().__init__(
+            graph, geometry, spec.encoder_seanet(geometry), upstream.encoder_seanet, upstream.encoder_transformer
+        )
+        self._downsample = spec.downsample_layer(geometry)
+        self.convs[self._downsample.name] = _read_conv(self._downsample, upstream.downsample)
+        semantic = geometry.num_semantic_quantizers
+        self.semantic = ResidualEncoder(*_read_quantizer(upstream, "semantic", "input_proj", semantic))
+        acoustic = graph.num_codebooks - semantic
+        self.acoustic = None
+        if acoustic:
+            self.acoustic = ResidualEncoder(*_read_quantizer(upstream, "acoustic", "input_proj", acoustic))
+
+    def step(self, call: Call, data: Tensor) -> Tensor:
+        """See `StreamingGraph`; a replicating model knows a first call before its first convolution."""
+        batch = data.shape[0]
+        call.begin(self.geometry, data.shape[2] // self.geometry.hop_length)
+        x = self.seanet(call, data)
+        x = self.transformer(call, x.transpose(1, 2))
+        latents = self.conv(call, self._downsample, x.transpose(1, 2)).transpose(1, 2)
+        call.tap("latents", latents)
+        frames = latents.reshape(-1, self.geometry.hidden_size)
+        codes = self.semantic(frames) + ([] if self.acoustic is None else self.acoustic(frames))
+        return torch.stack([code.reshape(batch, -1) for code in codes], dim=1)
+
+
+class StreamingDecoder(StreamingGraph):
+    """Codes int64 `[B, 1 … K, frames]` to a waveform `[B, 1, frames·frame_size]`."""
+
+    def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
+        super().__init__(
+            graph, geometry, spec.decoder_seanet(geometry), upstream.decoder_seanet, upstream.decoder_transformer
+        )
+        self._upsample = spec.upsample_layer(geometry)
+        self.convs[self._upsample.name] = _read_conv(self._upsample, upstream.upsample)
+        semantic = geometry.num_semantic_quantizers
+        self.semantic = ResidualDecoder(*_read_quantizer(upstream, "semantic", "output_proj", semantic))
+        acoustic = graph.num_codebooks - semantic
+        self.acoustic = None
+        if acoustic:
+            self.acoustic = ResidualDecoder(*_read_quantizer(upstream, "acoustic", "output_proj", acoustic))
+
+    def step(self, call: Call, data: Tensor) -> Tensor:
+        """See `StreamingGraph`."""
+        semantic = self.geometry.num_semantic_quantizers
+        call.begin(self.geometry, data.shape[2] * self.geometry.tokens_per_frame)
+        latents = self.semantic(data[:, :semantic])
+        if self.acoustic is not None:
+            latents = latents + self.acoustic(data[:, semantic:])
+        call.tap("latents", latents)
+        x = self.conv(call, self._upsample, latents.transpose(1, 2))
+        x = self.transformer(call, x.transpose(1, 2))
+        return self.seanet(call, x.transpose(1, 2))
+
+
+def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
+    """The PyTorch module that computes `graph` with the weights of `checkpoint`."""
+    upstream = parts(checkpoint.model)
+    kinds: dict[str, type[StreamingEncoder] | type[StreamingDecoder]] = {
+        "encoder": StreamingEncoder,
+        "decoder": StreamingDecoder,
+    }
+    return kinds[graph.kind](graph, checkpoint.geometry, upstream).eval()
+
+
+def initial_states(graph: GraphSpec, batch: int) -> tuple[Tensor, ...]:
+    """The zeros that begin a stream, in the graph's order."""
+    dtypes = {"float32": torch.float32, "int64": torch.int64}
+    return tuple(torch.zeros(state.initial_shape(batch), dtype=dtypes[state.dtype]) for state in graph.states)
+
+
+def _read_conv(layer: ConvLayer, weights: nn.Module) -> CausalConv | CausalConvTranspose:
+    conv = weights.get_submodule(layer.path)
+    kind = CausalConvTranspose if layer.transposed else CausalConv
+    return kind(layer, conv.weight, conv.bias)  # type: ignore[arg-type]
+
+
+def _read_quantizer(upstream: Parts, name: str, projection: str, levels: int) -> tuple[Tensor | None, list[Tensor]]:
+    """A residual quantiser's projection `[out, in]` and its first `levels` codebooks."""
+    quantizer = getattr(upstream.quantizer, f"{name}_residual_vector_quantizer")
+    conv = getattr(quantizer, projection)
+    matrix = None if conv is None else conv.weight.detach()[:, :, 0]
+    return matrix, [_entries(layer.codebook) for layer in _first(quantizer.layers, levels)]
+
+
+def _first(layers: nn.ModuleList, count: int) -> Iterator[nn.Module]:
+    return iter(list(layers)[:count])
+
+
+def _entries(codebook: nn.Module) -> Tensor:
+    """Codebook entries: upstream keeps sums and usage counts and divides when it first needs them."""
+    return (codebook.embed_sum / codebook.cluster_usage.clamp(min=codebook.epsilon)[:, None]).detach()

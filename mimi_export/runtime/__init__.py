@@ -1,0 +1,29 @@
+"""Run Mimi graphs as streams with numpy and onnxruntime, and nothing else.
+
+    from mimi_export.runtime import load
+
+    codec = load("artifacts/streaming-8cb")
+    encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
+    for block in microphone:                      # any number of samples, 24 kHz mono float32
+        speaker(decoder.push(encoder.push(block)))
+    last = encoder.flush()                        # zero-pads the last frame, says how many samples were real
+    speaker(decoder.push(last.codes))
+
+One session serves any number of streams; a stream is a few buffers and the past states of its graph.
+"""
+
+from mimi_export.runtime.codec import Codec, Decoder, Encoder, load
+from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.stream import DecoderStream, EncoderStream, Flush, Snapshot
+
+__all__ = [
+    "Codec",
+    "Decoder",
+    "DecoderStream",
+    "Encoder",
+    "EncoderStream",
+    "Flush",
+    "GraphSession",
+    "Snapshot",
+    "load",
+]

@@ -1,0 +1,94 @@
+"""A variant directory as a codec: sessions are made once, streams from them as many as wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mimi_export.artifact import Artifact, load_artifact
+from mimi_export.geometry import Geometry
+from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.stream import DecoderStream, EncoderStream
+from mimi_export.spec import GraphKind, GraphSpec
+
+
+class _Half:
+    """One graph of a variant, loaded when it is first needed."""
+
+    kind: GraphKind
+
+    def __init__(self, artifact: Artifact, threads: int, providers: Sequence[str]) -> None:
+        self._artifact = artifact
+        self._threads = threads
+        self._providers = tuple(providers)
+        self._graph: GraphSession | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of the model."""
+        return self._artifact.geometry
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Inputs and outputs of the graph."""
+        return self._artifact.spec(self.kind)
+
+    @property
+    def graph(self) -> GraphSession:
+        """The session; loading it can raise `GraphError`."""
+        if self._graph is None:
+            path = self._artifact.graph_path(self.kind)
+            self._graph = GraphSession(path, self.spec, self._threads, self._providers)
+        return self._graph
+
+
+class Encoder(_Half):
+    """The encoder of a variant."""
+
+    kind: GraphKind = "encoder"
+
+    def stream(self, batch: int = 1) -> EncoderStream:
+        """A new stream of `batch` rows that are pushed together."""
+        return EncoderStream(self.graph, self.geometry, batch)
+
+
+class Decoder(_Half):
+    """The decoder of a variant."""
+
+    kind: GraphKind = "decoder"
+
+    def stream(self, batch: int = 1) -> DecoderStream:
+        """A new stream of `batch` rows that are pushed together."""
+        return DecoderStream(self.graph, self.geometry, batch)
+
+
+class Codec:
+    """Both halves of a variant; each loads when it is first used.
+
+    Args:
+        artifact: the variant directory.
+        threads: threads for one operator of a session.
+        providers: execution providers in order of preference.
+    """
+
+    def __init__(
+        self, artifact: Artifact, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        self.artifact = artifact
+        self.geometry = artifact.geometry
+        self.encoder = Encoder(artifact, threads, providers)
+        self.decoder = Decoder(artifact, threads, providers)
+
+
+def load(
+    directory: str | os.PathLike[str],
+    threads: int = 1,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    verify_hashes: bool = False,
+) -> Codec:
+    """Open a variant directory.
+
+    Raises:
+        ArtifactError: the directory is no variant, is incomplete or was changed (see `load_artifact`).
+    """
+    return Codec(load_artifact(directory, verify_hashes), threads, providers)

@@ -1,0 +1,326 @@
+"""The one definition of the streaming state: which tensors a graph takes and gives, in which order.
+
+Everything that touches state is computed from here: the torch step functions ask for states by these names, the
+exporter names its inputs and outputs from `GraphSpec`, and `state_spec.txt`, the manifest, the runtime, the parity
+checker and the documents list the same objects.
+
+A causal convolution remembers its `previous` input samples, a transposed one the `partial` output samples that
+the next call completes:
+
+    conv     kernel k, stride s    [ previous: (k-1)·dilation+1-s | x: one call ]  ->  y
+    conv_tr  kernel k, stride s    [ y: one call | partial: k-s ]  partial is added to the next call's first samples
+
+The transformers remember keys and values, in one of two layouts:
+
+    window   [batch, heads, 0 … window-1, head_dim], newest last, keys before rotation; empty when a stream begins
+    ring     [batch, heads, capacity, head_dim], written at `position mod capacity`, keys after rotation; `position`
+             counts the tokens of each row, and position 0 begins a new stream whatever the other states hold
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mimi_export.errors import ConfigError
+from mimi_export.geometry import Geometry
+
+GraphKind = Literal["encoder", "decoder"]
+KvLayout = Literal["window", "ring"]
+Dim = int | str
+GRAPH_KINDS: tuple[GraphKind, ...] = ("encoder", "decoder")
+KV_LAYOUTS: tuple[KvLayout, ...] = ("window", "ring")
+
+BATCH = "batch"
+SAMPLES = "samples"
+FRAMES = "frames"
+CODEBOOKS = "codebooks"
+PAST = "past"
+PRESENT = "present"
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of the network: where its weights are, its sizes, and the state that it needs.
+
+    `path` is the module path below the part of the upstream model (`layers.1.block.1.conv`).
+    """
+
+    name: str
+    path: str
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = True
+    transposed: bool = False
+    pad_mode: str = "constant"
+
+    @property
+    def state_size(self) -> int:
+        """Samples this layer carries from one call to the next."""
+        return (self.kernel - 1) * self.dilation + 1 - self.stride
+
+    @property
+    def state_channels(self) -> int:
+        """Channels of the carried samples: input ones for a convolution, output ones for a transposed one."""
+        return self.out_channels if self.transposed else self.in_channels
+
+
+@dataclass(frozen=True)
+class ResidualUnit:
+    """`x + block(x)`: ELU, convolution, ELU, 1x1 convolution, and an optional 1x1 convolution on the skip path."""
+
+    first: ConvLayer
+    second: ConvLayer
+    shortcut: ConvLayer | None
+
+
+SeanetItem = ConvLayer | ResidualUnit | None  # None stands for an ELU
+
+
+def encoder_seanet(geometry: Geometry) -> list[SeanetItem]:
+    """The SEANet encoder from the waveform to the transformer, in order (`arXiv:2009.02095`, as Mimi builds it)."""
+    g = geometry
+    items: list[SeanetItem] = [_conv(g, "enc", 0, 1, g.num_filters, g.kernel_size)]
+    channels = g.num_filters
+    for ratio in reversed(g.upsampling_ratios):
+        items += _residual_units(g, "enc", len(items), channels)
+        items.append(None)
+        items.append(_conv(g, "enc", len(items), channels, 2 * channels, 2 * ratio, stride=ratio))
+        channels *= 2
+    items.append(None)
+    items.append(_conv(g, "enc", len(items), channels, g.hidden_size, g.last_kernel_size))
+    return items
+
+
+def decoder_seanet(geometry: Geometry) -> list[SeanetItem]:
+    """The SEANet decoder from the transformer to the waveform, in order."""
+    g = geometry
+    channels = g.num_filters * 2 ** len(g.upsampling_ratios)
+    items: list[SeanetItem] = [_conv(g, "dec", 0, g.hidden_size, channels, g.kernel_size)]
+    for ratio in g.upsampling_ratios:
+        items.append(None)
+        items.append(_conv(g, "dec", len(items), channels, channels // 2, 2 * ratio, stride=ratio, transposed=True))
+        channels //= 2
+        items += _residual_units(g, "dec", len(items), channels)
+    items.append(None)
+    items.append(_conv(g, "dec", len(items), channels, 1, g.last_kernel_size))
+    return items
+
+
+def downsample_layer(geometry: Geometry) -> ConvLayer:
+    """The strided convolution from transformer tokens to codec frames; upstream replicates its first sample."""
+    g = geometry
+    size, stride = g.hidden_size, g.latent_stride
+    return ConvLayer("ds", "conv", size, size, 2 * stride, stride, bias=False, pad_mode="replicate")
+
+
+def upsample_layer(geometry: Geometry) -> ConvLayer:
+    """The grouped transposed convolution from codec frames to transformer tokens."""
+    g = geometry
+    size, stride, groups = g.hidden_size, g.latent_stride, g.upsample_groups
+    return ConvLayer("us", "conv", size, size, 2 * stride, stride, groups=groups, bias=False, transposed=True)
+
+
+def conv_layers(geometry: Geometry, kind: GraphKind) -> list[ConvLayer]:
+    """All convolutions of one graph in the order of computation, with and without state."""
+    if kind == "encoder":
+        return [*walk_convs(encoder_seanet(geometry)), downsample_layer(geometry)]
+    return [upsample_layer(geometry), *walk_convs(decoder_seanet(geometry))]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of one graph input or output; a text dimension is free at run time."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One tensor that a client feeds back: `past_<name>` in, `present_<name>` out, zeros of `initial` at first."""
+
+    name: str
+    kind: Literal["conv", "conv_tr", "key", "value", "position"]
+    dtype: Literal["float32", "int64"]
+    past_shape: tuple[Dim, ...]
+    present_shape: tuple[Dim, ...]
+
+    @property
+    def past(self) -> TensorSpec:
+        """The graph input."""
+        return TensorSpec(f"past_{self.name}", self.dtype, self.past_shape)
+
+    @property
+    def present(self) -> TensorSpec:
+        """The graph output."""
+        return TensorSpec(f"present_{self.name}", self.dtype, self.present_shape)
+
+    def initial_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the zeros that begin a stream: the free length of a window starts at 0."""
+        free = {BATCH: batch, PAST: 0}
+        return tuple(free[dim] if isinstance(dim, str) else dim for dim in self.past_shape)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """All inputs and outputs of one graph: the data, then the states in their published order."""
+
+    kind: GraphKind
+    layout: KvLayout
+    num_codebooks: int
+    frames_per_call: int | None
+    data_input: TensorSpec
+    data_output: TensorSpec
+    states: tuple[StateSpec, ...]
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """Inputs in order."""
+        return [self.data_input, *(state.past for state in self.states)]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """Outputs in order."""
+        return [self.data_output, *(state.present for state in self.states)]
+
+    @property
+    def file_name(self) -> str:
+        """File name of the graph in a variant directory."""
+        return f"{self.kind}_model.onnx"
+
+    def state(self, name: str) -> StateSpec:
+        """The state called `name`."""
+        return next(state for state in self.states if state.name == name)
+
+
+def conv_state_name(layer: ConvLayer) -> str:
+    """Name of a convolution's state in graph inputs and outputs, without `past_` or `present_`."""
+    return f"conv_{layer.name}_state"
+
+
+def ring_capacity(geometry: Geometry, frames_per_call: int) -> int:
+    """Slots of a ring that still holds a whole window for the first token of a call after its last was written."""
+    return geometry.sliding_window + geometry.tokens_per_frame * frames_per_call - 1
+
+
+def graph_spec(
+    geometry: Geometry,
+    kind: GraphKind,
+    num_codebooks: int,
+    layout: KvLayout = "window",
+    frames_per_call: int | None = None,
+) -> GraphSpec:
+    """The inputs and outputs of one graph.
+
+    Args:
+        geometry: sizes of the model.
+        kind: `encoder` or `decoder`.
+        num_codebooks: codes a frame; for a decoder the most that it accepts.
+        layout: how keys and values are kept.
+        frames_per_call: frames in one call; `None` leaves it free. A ring needs a number.
+    """
+    geometry.check_num_codebooks(num_codebooks)
+    if (layout == "ring") != (frames_per_call is not None):
+        raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
+    if frames_per_call is not None and frames_per_call < 1:
+        raise ConfigError(f"frames_per_call is {frames_per_call}, expected 1 or more")
+    samples: Dim = SAMPLES if frames_per_call is None else frames_per_call * geometry.frame_size
+    frames: Dim = FRAMES if frames_per_call is None else frames_per_call
+    audio = (BATCH, 1, samples)
+    if kind == "encoder":
+        data_input = TensorSpec("input_values", "float32", audio)
+        data_output = TensorSpec("audio_codes", "int64", (BATCH, num_codebooks, frames))
+    else:
+        data_input = TensorSpec("audio_codes", "int64", (BATCH, CODEBOOKS, frames))
+        data_output = TensorSpec("audio_values", "float32", audio)
+    states = (*_conv_states(geometry, kind), *_kv_states(geometry, layout, frames_per_call))
+    return GraphSpec(kind, layout, num_codebooks, frames_per_call, data_input, data_output, states)
+
+
+def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:
+    """The text of `state_spec.txt`: the published list of convolution states."""
+    lines = [
+        "# Conv state specs for streaming ONNX model",
+        f"# num_codebooks={num_codebooks}",
+        "# Format: type name channels temporal_size",
+    ]
+    for kind in GRAPH_KINDS:
+        lines += ["", f"[{kind}]"]
+        for layer in _stateful(geometry, kind):
+            word = "conv_tr" if layer.transposed else "conv"
+            lines.append(f"{word} {layer.name} {layer.state_channels} {layer.state_size}")
+    return "\n".join(lines) + "\n"
+
+
+def _conv(
+    g: Geometry,
+    prefix: str,
+    index: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int = 1,
+    transposed: bool = False,
+) -> ConvLayer:
+    name, path = f"{prefix}_{index}", f"layers.{index}.conv"
+    return ConvLayer(
+        name, path, in_channels, out_channels, kernel, stride, transposed=transposed, pad_mode=g.pad_mode
+    )
+
+
+def _residual_units(g: Geometry, prefix: str, index: int, channels: int) -> list[SeanetItem]:
+    """The residual units that follow each other at one rate; `index` is the first one's place in the network."""
+    units: list[SeanetItem] = []
+    hidden = channels // g.compress
+    for j in range(g.num_residual_layers):
+        name, path = f"{prefix}_{index + j}", f"layers.{index + j}"
+        dilation = g.dilation_growth_rate**j
+        first = ConvLayer(
+            f"{name}_b1", f"{path}.block.1.conv", channels, hidden, g.residual_kernel_size,
+            dilation=dilation, pad_mode=g.pad_mode,
+        )  # fmt: skip
+        second = ConvLayer(f"{name}_b3", f"{path}.block.3.conv", hidden, channels, 1, pad_mode=g.pad_mode)
+        shortcut = ConvLayer(f"{name}_shortcut", f"{path}.shortcut.conv", channels, channels, 1)
+        units.append(ResidualUnit(first, second, shortcut if g.use_conv_shortcut else None))
+    return units
+
+
+def walk_convs(items: list[SeanetItem]) -> Iterator[ConvLayer]:
+    """The convolutions of a SEANet half in the order of computation."""
+    for item in items:
+        if isinstance(item, ConvLayer):
+            yield item
+        elif isinstance(item, ResidualUnit):
+            yield from (layer for layer in (item.first, item.second, item.shortcut) if layer is not None)
+
+
+def _stateful(geometry: Geometry, kind: GraphKind) -> list[ConvLayer]:
+    return [layer for layer in conv_layers(geometry, kind) if layer.state_size > 0]
+
+
+def _conv_states(geometry: Geometry, kind: GraphKind) -> Iterator[StateSpec]:
+    for layer in _stateful(geometry, kind):
+        shape = (BATCH, layer.state_channels, layer.state_size)
+        yield StateSpec(conv_state_name(layer), "conv_tr" if layer.transposed else "conv", "float32", shape, shape)
+
+
+def _kv_states(geometry: Geometry, layout: KvLayout, frames_per_call: int | None) -> Iterator[StateSpec]:
+    heads, head_dim = geometry.num_key_value_heads, geometry.head_dim
+    past: Dim = PAST
+    present: Dim = PRESENT
+    if frames_per_call is not None:
+        past = present = ring_capacity(geometry, frames_per_call)
+    for index in range(geometry.num_hidden_layers):
+        for word in ("key", "value"):
+            kind: Literal["key", "value"] = "key" if word == "key" else "value"
+            shapes = (BATCH, heads, past, head_dim), (BATCH, heads, present, head_dim)
+            yield StateSpec(f"{word}_{index}", kind, "float32", *shapes)
+    if layout == "ring":
+        yield StateSpec("position", "position", "int64", (BATCH, 1), (BATCH, 1))

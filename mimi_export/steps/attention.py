@@ -1,0 +1,179 @@
+"""Causal self-attention over a sliding window, with keys and values given and returned.
+
+A query at position q sees the keys at positions k with 0 <= q - k < window. What is kept between calls and how the
+positions are known is a *cache* object, built once a call and shared by all layers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mimi_export.geometry import Geometry
+from mimi_export.steps.product import product, product_weight
+from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
+
+
+class CacheStep(Protocol):
+    """How one call of a layout treats keys and values; the same for every layer."""
+
+    def queries(self, query: Tensor) -> Tensor:
+        """Rotate queries `[B, heads, T, D]`."""
+
+    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values to attend to, then keys and values to hand to the next call."""
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """Attention logits `[B, heads, T, keys]` with minus infinity where a query may not look."""
+
+
+@torch.library.custom_op("mimi_export::keep_last", mutates_args=())
+def keep_last(x: Tensor, length: int) -> Tensor:
+    """The last `length` entries of axis 2, or all of them where there are fewer.
+
+    One `Slice` in ONNX. As plain indexing, `torch.export` would have to know whether there are fewer.
+    """
+    return x[:, :, max(0, x.shape[2] - length) :].clone()
+
+
+@keep_last.register_fake
+def _(x: Tensor, length: int) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], torch.sym_min(x.shape[2], length), x.shape[3]))
+
+
+class WindowCache:
+    """The last `window - 1` tokens, newest last; keys unrotated, turned at positions 0 … past + T - 1 each call.
+
+    The absolute position is not known and not needed: every token that a query may see is here, in order.
+
+    Args:
+        geometry: sizes of the model.
+        past: tokens kept from the calls before.
+        new: tokens of this call.
+    """
+
+    def __init__(self, geometry: Geometry, past: int, new: int) -> None:
+        self._keep = geometry.sliding_window - 1
+        positions = torch.arange(past + new)
+        frequencies = inverse_frequencies(geometry.head_dim, geometry.rope_theta)
+        self._cos, self._sin = rotation(positions, frequencies)
+        self._query_cos, self._query_sin = self._cos[past:], self._sin[past:]
+        queries = positions[past:]
+        age = queries[:, None] - positions[None, :]
+        visible = (age >= 0) & (age < geometry.sliding_window)
+        self._bias = torch.where(visible, 0.0, -math.inf)
+        self.fresh = queries[:1] == 0
+
+    def queries(self, query: Tensor) -> Tensor:
+        """See `CacheStep`."""
+        return rotate(query, self._query_cos, self._query_sin)
+
+    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
+        """See `CacheStep`."""
+        keys = torch.cat([past_key, key], dim=2)
+        values = torch.cat([past_value, value], dim=2)
+        kept = keep_last(keys, self._keep), keep_last(values, self._keep)
+        return rotate(keys, self._cos, self._sin), values, *kept
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """See `CacheStep`."""
+        return scores + self._bias
+
+
+class RingCache:
+    """A ring of `capacity` slots for each row, written at `position mod capacity`; keys are turned once, when written.
+
+    Slot j holds the newest position that is congruent to j. A slot that no token of this stream has written would
+    hold a negative position: it is masked, so a row begins anew wherever its position is 0. Values are kept finite
+    when written, because a masked slot has weight 0 and 0 times NaN is NaN.
+
+    Args:
+        geometry: sizes of the model.
+        position: int64 `[B, 1]`, tokens of each row's stream before this call.
+        new: tokens of this call.
+        capacity: slots, at least `window + new - 1`.
+    """
+
+    def __init__(self, geometry: Geometry, position: Tensor, new: int, capacity: int) -> None:
+        tokens = position + torch.arange(new)  # [B, T]
+        steps = phase_steps(geometry.head_dim, geometry.rope_theta)
+        cos, sin = exact_rotation(tokens, steps)
+        self._cos, self._sin = cos[:, None], sin[:, None]
+        self._slots = torch.remainder(tokens, capacity)[:, None, :, None]
+        last = tokens[:, -1:]
+        held = last - torch.remainder(last - torch.arange(capacity), capacity)  # [B, C]
+        age = tokens[:, :, None] - held[:, None, :]
+        self._visible = ((age >= 0) & (age < geometry.sliding_window) & (held >= 0)[:, None, :])[:, None]
+        self.fresh = (position == 0)[:, :, None]
+        self.next_position = position + new
+
+    def queries(self, query: Tensor) -> Tensor:
+        """See `CacheStep`."""
+        return rotate(query, self._cos, self._sin)
+
+    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
+        """See `CacheStep`."""
+        slots = self._slots.expand(key.shape)
+        keys = past_key.scatter(2, slots, rotate(key, self._cos, self._sin))
+        finite = torch.where(value.abs() < torch.finfo(torch.float32).max, value, 0.0)
+        values = past_value.scatter(2, slots, finite)
+        return keys, values, keys, values
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """See `CacheStep`."""
+        return torch.where(self._visible, scores, -math.inf)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped key/value heads; query, key and value projections are one product.
+
+    Args:
+        geometry: sizes of the model.
+        projections: weights `[out, in]` of query, key, value and output, as upstream stores them; kept as `[in, out]`,
+            the way a product reads them, so that no exporter needs to transpose (and rename) them.
+        biases: their biases, or `None` each.
+    """
+
+    def __init__(self, geometry: Geometry, projections: list[Tensor], biases: list[Tensor | None]) -> None:
+        super().__init__()
+        self.geometry = geometry
+        scale = 1 / math.sqrt(geometry.head_dim)  # a power of two for head_dim 64: the fold is exact there
+        query, key, value, out = projections
+        self.qkv = product_weight(torch.cat([query * scale, key, value]))
+        self.out = product_weight(out)
+        self.qkv_bias = self.out_bias = None
+        if biases[0] is not None and biases[1] is not None and biases[2] is not None and biases[3] is not None:
+            fused = torch.cat([biases[0] * scale, biases[1], biases[2]])
+            self.qkv_bias = nn.Parameter(fused.detach(), requires_grad=False)
+            self.out_bias = nn.Parameter(biases[3].detach().clone(), requires_grad=False)
+
+    def forward(
+        self, x: Tensor, past_key: Tensor, past_value: Tensor, cache: CacheStep
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            x: `[B, T, hidden]`.
+            past_key, past_value: `[B, key/value heads, past, D]`.
+            cache: this call's positions.
+
+        Returns:
+            `[B, T, hidden]` and the keys and values for the next call.
+        """
+        g = self.geometry
+        groups, dim = g.num_key_value_heads, g.head_dim
+        batch, tokens = x.shape[0], x.shape[1]
+        fused = product(x, self.qkv, self.qkv_bias)
+        fused = fused.reshape(batch, tokens, -1, dim).transpose(1, 2)
+        query, key, value = fused.split([g.num_attention_heads, groups, groups], dim=1)
+        keys, values, present_key, present_value = cache.update(key, value, past_key, past_value)
+        query = cache.queries(query)
+        if groups != g.num_attention_heads:
+            keys = keys.repeat_interleave(g.num_attention_heads // groups, dim=1)
+            values = values.repeat_interleave(g.num_attention_heads // groups, dim=1)
+        weights = torch.softmax(cache.mask(query @ keys.transpose(2, 3)), dim=-1)
+        heads = (weights @ values).transpose(1, 2).reshape(batch, tokens, -1)
+        return product(heads, self.out, self.out_bias), present_key, present_value

@@ -1,0 +1,207 @@
+"""A Mimi checkpoint made from a seed, on which a wrong graph cannot pass for a right one.
+
+Kyutai's weights are not always at hand, and a freshly initialised `MimiModel` is no substitute: its codebooks are
+all zero, so every code is 0, and its layer scales of 0.01 hide whatever attention does. Here every part matters:
+
+- weights are uniform with the variance that keeps a signal at its level from layer to layer, biases are not zero;
+- layer scales are about 0.4, queries and keys are large enough that attention picks out few tokens;
+- each codebook is fitted to what the levels before it leave of the encoder's output on generated speech;
+- the decoder's last layer is scaled to a listenable level.
+
+A weight depends on the seed and on its name on disk, and on no library's initialiser. The codebooks go through the
+encoder, so they repeat bit for bit on one machine with one version of torch, and to float rounding elsewhere.
+It compresses nothing and understands no speech: it is for tests of exactness and speed, not of quality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import MimiConfig, MimiModel
+
+from mimi_export import upstream
+from mimi_export.geometry import Geometry
+from mimi_export.signals import speech_like
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]  # (step, done, of how many)
+
+LAYER_SCALE = 0.4
+DECODER_RMS = 0.1
+_ELU_GAIN = 1.25  # 1 / rms of elu(x) for normal x of unit variance
+_ATTENTION_GAIN = 1.5  # of queries and keys, so that logits spread by about the square of it
+_ROW_SECONDS = 12.0  # longer than the attention window of the real geometry
+_FIT_FRAMES = (192, 900)  # least and most frames that codebooks are fitted to
+
+
+def synthetic_config(name: str) -> MimiConfig:
+    """The configuration of a named synthetic checkpoint: `synthetic` (Kyutai's sizes) or `synthetic:tiny`."""
+    if name == "synthetic":
+        return MimiConfig()
+    if name == "synthetic:tiny":
+        return MimiConfig(
+            hidden_size=32,
+            num_filters=4,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=16,
+            codebook_size=64,
+            codebook_dim=16,
+            vector_quantization_hidden_dimension=16,
+            num_quantizers=16,
+            upsample_groups=32,
+        )
+    raise KeyError(name)
+
+
+def synthetic_model(config: MimiConfig, seed: int = 0, progress: Progress | None = None) -> MimiModel:
+    """A model of any geometry with weights made from `seed`, in float32 and ready to use.
+
+    Raises:
+        ConfigError: the geometry cannot be streamed.
+    """
+    report = progress or (lambda step, done, total: None)
+    Geometry.from_config(upstream.config_fields(config))
+    with upstream.quiet_transformers():
+        model = MimiModel(config).eval().requires_grad_(False)
+    geometry = upstream.geometry_of(model)
+    tensors = upstream.tensors_on_disk(model)
+    for index, (name, tensor) in enumerate(tensors.items()):
+        report("making weights", index, len(tensors))
+        tensor.copy_(torch.from_numpy(_weight(name, tuple(tensor.shape), geometry, seed)))
+    latents = _fit_latents(model, geometry, seed, report)
+    _fit_codebooks(tensors, latents, geometry, seed, report)
+    upstream.clear_codebook_cache(model)
+    _set_decoder_level(model, tensors, latents, geometry)
+    report("done", 1, 1)
+    return model
+
+
+def _uniform(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+    """Numbers of mean 0 and variance 1 for the tensor called `name`.
+
+    They come from the bits of PCG64, whose sequence numpy guarantees, and not from a distribution, which it does not.
+    """
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint32)
+    source = np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()]))
+    bits = source.random_raw(math.prod(shape)) >> np.uint64(11)
+    return ((bits.astype(np.float64) * 2.0**-53 - 0.5) * math.sqrt(12)).reshape(shape)
+
+
+def _weight(name: str, shape: tuple[int, ...], geometry: Geometry, seed: int) -> NDArray[np.float32]:
+    """The first value of the tensor called `name` on disk."""
+    mean, spread = _mean_and_spread(name, shape, geometry)
+    return (mean + spread * _uniform(name, shape, seed)).astype(np.float32)
+
+
+def _mean_and_spread(name: str, shape: tuple[int, ...], geometry: Geometry) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor's values."""
+    first_conv = "encoder.layers.0.conv.weight"
+    if name.endswith("initialized"):
+        return 1.0, 0.0
+    if "codebook" in name:
+        return 0.0, 0.0  # fitted later
+    if name.endswith("layer_scale.scale"):
+        return LAYER_SCALE, 0.2 * LAYER_SCALE
+    if "layernorm.weight" in name:
+        return 1.0, 0.2
+    if name.endswith("bias"):
+        return 0.0, 0.1
+    fan_in = math.prod(shape[1:])
+    if name.startswith("upsample.") or (name.startswith("decoder.layers.") and _transposed(name, geometry)):
+        # [in, out / groups, kernel]: an output sample sees kernel / stride = 2 taps of each input channel in its group
+        groups = geometry.upsample_groups if name.startswith("upsample.") else 1
+        fan_in = 2 * shape[0] // groups
+    gain = 1.0
+    if name == first_conv:
+        gain = 8.0  # speech has an rms near 1/8
+    elif name.startswith(("encoder.layers.", "decoder.layers.")) and name != "decoder.layers.0.conv.weight":
+        gain = _ELU_GAIN if "block.3" not in name else 0.7 * _ELU_GAIN
+    elif "q_proj" in name or "k_proj" in name:
+        gain = _ATTENTION_GAIN
+    elif "fc2" in name:
+        gain = 1.5  # 1 / rms of gelu(x) for normal x of unit variance
+    return 0.0, gain / math.sqrt(fan_in)
+
+
+def _transposed(name: str, geometry: Geometry) -> bool:
+    """Whether a tensor of the SEANet decoder belongs to one of its transposed convolutions."""
+    period = 2 + geometry.num_residual_layers  # ELU, transposed convolution, residual units
+    index = int(name.split(".")[2])
+    return (index - 2) % period == 0 and "block" not in name and index < 1 + period * len(geometry.upsampling_ratios)
+
+
+def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, report: Progress) -> Tensor:
+    """The encoder's output on generated speech, `[frames, hidden_size]`."""
+    least, most = _FIT_FRAMES
+    frames = min(max(geometry.codebook_size, least), most)
+    row_frames = min(frames, max(1, round(_ROW_SECONDS * geometry.frame_rate)))
+    samples = row_frames * geometry.frame_size
+    rows = []
+    for row in range(math.ceil(frames / row_frames)):
+        report("encoding speech for the codebooks", row * row_frames, frames)
+        audio = speech_like(samples / geometry.sampling_rate, seed + row, geometry.sampling_rate)
+        rows.append(upstream.encode_latents(model, torch.from_numpy(audio[None, None]))[0].T)
+    return torch.cat(rows).clone()
+
+
+@torch.no_grad()
+def _fit_codebooks(
+    tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry, seed: int, report: Progress
+) -> None:
+    """Fill the codebooks level by level with samples of what the levels before have left, and noise.
+
+    Semantic and acoustic quantisers each see the whole latents, as upstream's split quantiser encodes.
+    """
+    done = 0
+    semantic = geometry.num_semantic_quantizers
+    for name, levels in (("semantic", semantic), ("acoustic", geometry.num_quantizers - semantic)):
+        prefix = f"quantizer.{name}_residual_vector_quantizer"
+        projection = tensors.get(f"{prefix}.input_proj.weight")
+        residual = latents if projection is None else latents @ projection[:, :, 0].T
+        for level in range(levels):
+            report("fitting codebooks", done, geometry.num_quantizers)
+            done += 1
+            key = f"{prefix}.layers.{level}.codebook"
+            codebook = _codebook(residual, geometry.codebook_size, key, seed)
+            nearest = (residual @ codebook.T - codebook.square().sum(1) / 2).argmax(1)
+            residual = residual - codebook[nearest]
+            # Upstream keeps a running sum and count of each cluster, and divides one by the other.
+            usage = 3.0 + 1.5 * torch.from_numpy(_uniform(f"{key}.cluster_usage", (len(codebook),), seed)).float()
+            tensors[f"{key}.cluster_usage"].copy_(usage)
+            tensors[f"{key}.embed_sum"].copy_(codebook * usage[:, None])
+
+
+def _codebook(residual: Tensor, size: int, name: str, seed: int) -> Tensor:
+    """Entries `[size, D]` for one level: shrunken samples of `residual`, `[frames, D]`, and noise."""
+    uniform = _uniform(f"{name}.choice", (size,), seed) / math.sqrt(12) + 0.5
+    choice = torch.from_numpy((uniform * len(residual)).astype(np.int64))
+    noise = torch.from_numpy(_uniform(f"{name}.noise", (size, residual.shape[1]), seed)).float()
+    centred = residual - residual.mean(0)
+    spread = centred.square().mean(0).sqrt()
+    return residual.mean(0) + 0.6 * centred[choice] + 0.3 * spread * noise
+
+
+@torch.no_grad()
+def _set_decoder_level(
+    model: MimiModel, tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry
+) -> None:
+    """Scale the last convolution so that decoded speech has the wished level and no offset."""
+    last = max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.layers."))
+    weight, bias = tensors[f"decoder.layers.{last}.conv.weight"], tensors[f"decoder.layers.{last}.conv.bias"]
+    frames = min(len(latents), max(1, round(4 * geometry.frame_rate)))
+    codes = upstream.quantize_latents(model, latents[None, :frames].mT, min(8, geometry.num_quantizers))
+    audio = upstream.decode(model, codes) - bias
+    scale = DECODER_RMS / float(audio.std())
+    weight.mul_(scale)
+    bias.fill_(-scale * float(audio.mean()))
