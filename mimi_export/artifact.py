@@ -27,8 +27,8 @@ from mimi_export.manifest import (
     Manifest,
     Source,
     metadata_props,
-    parse_manifest,
 )
+from mimi_export.manifest_check import parse_manifest
 from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec, state_spec_text
 
 __all__ = [
@@ -164,5 +164,7 @@ def _read_json(directory: Path) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ArtifactError(f"{path} is not valid JSON ({error.msg} at {where}); export it again") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} is not valid JSON (it is not UTF-8 text); export it again") from error

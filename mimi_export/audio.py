@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,20 +99,14 @@ class AudioReader:
         self.path = Path(path)
         self.sampling_rate = sampling_rate
         self._block_frames = block_frames
-        self._file = _open(self.path)
         self._started = False
-        frames = self._file.frames
-        self.info = AudioInfo(
-            self._file.samplerate,
-            self._file.channels,
-            frames if frames < _UNKNOWN_LENGTH else None,
-            f"{self._file.format} {self._file.subtype}",
-        )
-        try:
+        self._file = file = _open(self.path)
+        frames = file.frames if file.frames < _UNKNOWN_LENGTH else None
+        self.info = AudioInfo(file.samplerate, file.channels, frames, f"{file.format} {file.subtype}")
+        with ExitStack() as stack:
+            stack.callback(file.close)
             self._check_header()
-        except AudioError:
-            self._file.close()
-            raise
+            stack.pop_all()  # in order: it stays open
 
     def __enter__(self) -> AudioReader:
         return self
@@ -140,7 +134,7 @@ class AudioReader:
     def _check_header(self) -> None:
         info = self.info
         if self._file.format == "RAW":  # libsndfile's guess from the extension when it finds no header
-            raise AudioError(f"{self.path} is not an audio file: it has no header that libsndfile recognises")
+            raise AudioError(f"{self.path} is not an audio file: it has no header; convert it to .wav")
         cut = _CUT_CHUNK.search(self._file.extra_info)
         if cut and int(cut[2]) < int(cut[1]) < _PIPED_LENGTH:
             raise _cut_off(self.path, cut[1], "bytes of audio", cut[2])
@@ -154,10 +148,8 @@ class AudioReader:
             try:
                 block = self._file.read(self._block_frames, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    f"{self.path} cannot be decoded after {done / self.info.sampling_rate:.3f} s: "
-                    f"{_reason(error)}; the file is damaged or cut off"
-                ) from error
+                where = f"{self.path} cannot be decoded after {done / self.info.sampling_rate:.3f} s"
+                raise AudioError(f"{where}: {_reason(error)}; the file is damaged or cut off") from error
             if not len(block):
                 break
             mono: Samples = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
@@ -217,18 +209,14 @@ class AudioWriter:
                     str(temporary), "w", self.sampling_rate, 1, self._subtype, format=self._format
                 )
             except soundfile.LibsndfileError as error:
-                raise AudioError(
-                    f"{self.path} cannot hold {self._format} {self._subtype} at {self.sampling_rate} Hz: "
-                    f"{_reason(error)}"
-                ) from error
+                what = f"{self._format} {self._subtype} at {self.sampling_rate} Hz"
+                raise AudioError(f"{self.path} cannot hold {what}: {_reason(error)}") from error
             stack.callback(self._close)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write(self, block: Samples) -> None:
         """Append `[n]` float32 samples; n may be 0."""
@@ -239,9 +227,13 @@ class AudioWriter:
         _check_finite(block, self.path, self.samples, self.sampling_rate)
         if self._subtype not in _UNCLIPPED:
             self.clipped += int(np.count_nonzero(np.abs(block) > 1))
+        encoded: npt.NDArray[Any] = block
+        # libsndfile rounds to 16 bits downwards in some formats (half a step of offset), so that is done here
+        if self._subtype == "PCM_16":
+            encoded = np.rint(block.clip(-1, 1) * 32768).clip(max=32767).astype(np.int16)
         for start in range(0, len(block), BLOCK_FRAMES):  # libvorbis overflows its stack on very long blocks
             with _output_errors(self.path):
-                self._file.write(block[start : start + BLOCK_FRAMES])
+                self._file.write(encoded[start : start + BLOCK_FRAMES])
         self.samples += len(block)
 
     def _close(self) -> None:
@@ -267,8 +259,8 @@ def _open(path: Path) -> soundfile.SoundFile:
             pass  # libsndfile says "System error" for every reason; the operating system names it
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from error
-    if path.suffix.lower() == ".raw":
-        raise AudioError(f"{path} is not an audio file: raw samples do not say their rate; convert it to .wav")
+    if path.suffix.lower() == ".raw":  # soundfile wants to be told what is in these
+        raise AudioError(f"{path} is not an audio file: it has no header; convert it to .wav")
     try:
         return _SequentialFile(str(path))
     except soundfile.LibsndfileError as error:
@@ -298,9 +290,8 @@ def _check_finite(samples: Samples, path: Path, offset: int, sampling_rate: int)
 
 def _output_format(path: Path, subtype: str | None) -> tuple[str, str]:
     if path.suffix.lower() not in FORMATS:
-        raise AudioError(
-            f"{path} has the extension {path.suffix or '(none)'}, expected one of {', '.join(sorted(FORMATS))}"
-        )
+        known = ", ".join(sorted(FORMATS))
+        raise AudioError(f"{path} has the extension {path.suffix or '(none)'}, expected one of {known}")
     container, usual = FORMATS[path.suffix.lower()]
     chosen = usual if subtype is None else subtype.upper()
     if not soundfile.check_format(container, chosen):

@@ -250,9 +250,10 @@ def _read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
 
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
+        with archive as file:
             if TENSOR not in file.files:
                 raise CodesError(f"{path} has no array `{TENSOR}`, only {sorted(file.files)}: it is no file of codes")
             return file[TENSOR], {name: file[name].item() for name in _FIELDS if name in file.files}

@@ -34,6 +34,7 @@ from mimi_export.graphs import StreamingGraph, streaming_graph
 from mimi_export.passes.interface import SetInterface
 from mimi_export.passes.metadata import SetMetadata
 from mimi_export.spec import BATCH, CODEBOOKS, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, KvLayout, TensorSpec
+from mimi_export.taps import RemoveTapOutputs, Tapped
 
 OPSET = 20
 EXAMPLE = {BATCH: 2, FRAMES: 3, CODEBOOKS: 3, PAST: 5}
@@ -107,6 +108,7 @@ def tool_versions() -> dict[str, str]:
 def finish(model: ir.Model, graph: GraphSpec, props: dict[str, str]) -> None:
     """Bring an exported model into the published form, in place."""
     ir.passes.Sequential(
+        RemoveTapOutputs(),
         ir.passes.common.RemoveUnusedNodesPass(),
         SetInterface(graph),
         SetMetadata(props, __version__),
@@ -131,13 +133,14 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
     )
     with _quiet(), torch.no_grad():
+        tapped = Tapped(module, arguments)
         program = torch.onnx.export(
-            module,
+            tapped,
             arguments,
             dynamo=True,
             opset_version=opset,
             input_names=[tensor.name for tensor in graph.inputs],
-            output_names=[tensor.name for tensor in graph.outputs],
+            output_names=tapped.output_names,
             dynamic_shapes=(shapes[0], shapes[1:]),
             custom_translation_table={torch.ops.mimi_export.keep_last.default: keep_last_onnx},
             verbose=False,

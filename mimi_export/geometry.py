@@ -136,7 +136,7 @@ class Geometry:
         """Raise `ConfigError` where two sizes do not fit each other."""
         inner = config["vector_quantization_hidden_dimension"]
         rules = {
-            "sliding_window must be a positive number of tokens": self.sliding_window >= 1,
+            "sliding_window must be at least 2 tokens, so that something is kept": self.sliding_window >= 2,
             "num_attention_heads must be a multiple of num_key_value_heads": (
                 self.num_attention_heads % self.num_key_value_heads == 0
             ),

@@ -20,12 +20,14 @@ from mimi_export.checkpoint import Checkpoint
 from mimi_export.geometry import Geometry
 from mimi_export.spec import ConvLayer, GraphSpec, ResidualUnit
 from mimi_export.steps.attention import RingCache, WindowCache
-from mimi_export.steps.conv import CausalConv, CausalConvTranspose, begin_conv
+from mimi_export.steps.conv import begin_conv
+from mimi_export.steps.conv_product import conv_step
 from mimi_export.steps.quantizer import ResidualDecoder, ResidualEncoder
 from mimi_export.steps.transformer import TransformerLayer
 from mimi_export.upstream import Parts, parts
 
 Tap = Callable[[str, Tensor], None]
+LOUDEST = 2.0**30
 
 
 class Call:
@@ -172,7 +174,11 @@ class StreamingGraph(nn.Module):
 
 
 class StreamingEncoder(StreamingGraph):
-    """Waveform `[B, 1, frames·frame_size]` to codes int64 `[B, K, frames]`."""
+    """Waveform `[B, 1, frames·frame_size]` to codes int64 `[B, K, frames]`.
+
+    A sample that is NaN, infinite or beyond `LOUDEST` counts as silence: one of them would else stay in the
+    attention's past, poison every later frame, and outlive the stream in a ring's masked slots (0 times NaN is NaN).
+    """
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
         super().__init__(
@@ -189,15 +195,14 @@ class StreamingEncoder(StreamingGraph):
 
     def step(self, call: Call, data: Tensor) -> Tensor:
         """See `StreamingGraph`; a replicating model knows a first call before its first convolution."""
-        batch = data.shape[0]
         call.begin(self.geometry, data.shape[2] // self.geometry.hop_length)
-        x = self.seanet(call, data)
+        x = self.seanet(call, torch.where(data.abs() < LOUDEST, data, 0.0))
         x = self.transformer(call, x.transpose(1, 2))
         latents = self.conv(call, self._downsample, x.transpose(1, 2)).transpose(1, 2)
         call.tap("latents", latents)
         frames = latents.reshape(-1, self.geometry.hidden_size)
         codes = self.semantic(frames) + ([] if self.acoustic is None else self.acoustic(frames))
-        return torch.stack([code.reshape(batch, -1) for code in codes], dim=1)
+        return torch.stack(codes, dim=1).reshape(-1, latents.shape[1], len(codes)).transpose(1, 2)
 
 
 class StreamingDecoder(StreamingGraph):
@@ -245,10 +250,9 @@ def initial_states(graph: GraphSpec, batch: int) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(state.initial_shape(batch), dtype=dtypes[state.dtype]) for state in graph.states)
 
 
-def _read_conv(layer: ConvLayer, weights: nn.Module) -> CausalConv | CausalConvTranspose:
+def _read_conv(layer: ConvLayer, weights: nn.Module) -> nn.Module:
     conv = weights.get_submodule(layer.path)
-    kind = CausalConvTranspose if layer.transposed else CausalConv
-    return kind(layer, conv.weight, conv.bias)  # type: ignore[arg-type]
+    return conv_step(layer, conv.weight, conv.bias)
 
 
 def _read_quantizer(upstream: Parts, name: str, projection: str, levels: int) -> tuple[Tensor | None, list[Tensor]]:

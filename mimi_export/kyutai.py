@@ -29,7 +29,7 @@ from mimi_export import upstream
 from mimi_export.errors import CheckpointError
 from mimi_export.files import atomic_file
 from mimi_export.geometry import Geometry
-from mimi_export.spec import ConvLayer, decoder_convs, encoder_convs
+from mimi_export.spec import ConvLayer, decoder_seanet, encoder_seanet, walk_convs
 
 _NAMES_SHOWN = 4
 
@@ -88,9 +88,8 @@ def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
 def renames(geometry: Geometry) -> list[Rename]:
     """Every tensor of Kyutai's file for a model of this geometry, and what it is made of; no source is used twice."""
     table = [Rename(new, (old,)) for old, new in _RATE_NAMES.items()]
-    for part, kind in (("encoder", "encoder"), ("decoder", "decoder")):
-        layers = conv_layers(geometry, "encoder" if kind == "encoder" else "decoder")
-        table += _seanet(part, [layer for layer in layers if layer.name not in ("ds", "us")])
+    for part, items in (("encoder", encoder_seanet(geometry)), ("decoder", decoder_seanet(geometry))):
+        table += _seanet(part, walk_convs(items))
         table += _transformer(f"{part}_transformer", geometry)
     semantic = geometry.num_semantic_quantizers
     table += _quantizer("semantic", "rvq_first", semantic)
@@ -115,7 +114,7 @@ def kyutai_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[s
     """
     table = renames(geometry)
     wanted = {source for rename in table for source in rename.sources}
-    _refuse("lacks", "is the checkpoint complete, and is the geometry its own?", wanted - state.keys())
+    _refuse("lacks", "without which it is no whole Mimi model of this geometry", wanted - state.keys())
     _refuse("has", "which Kyutai's format has no place for", state.keys() - wanted)
     converted = {}
     for rename in table:
@@ -179,9 +178,10 @@ def _quantizer(old_word: str, new_word: str, levels: int) -> Iterator[Rename]:
             yield Rename(f"{new}.vq.layers.{level}.{new_name}", (f"{old}.layers.{level}.{old_name}",))
 
 
-def _refuse(what: str, advice: str, names: Iterable[str]) -> None:
+def _refuse(what: str, reason: str, names: Iterable[str]) -> None:
     """Raise `CheckpointError` if there are `names`, showing the first few."""
     found = sorted(names)
     if found:
         shown = ", ".join(found[:_NAMES_SHOWN]) + (", …" if len(found) > _NAMES_SHOWN else "")
-        raise CheckpointError(f"the checkpoint {what} {len(found)} tensors ({shown}); {advice}")
+        word = "tensor" if len(found) == 1 else "tensors"
+        raise CheckpointError(f"the checkpoint {what} {len(found)} {word} ({shown}), {reason}")

@@ -44,7 +44,8 @@ PRESENT = "present"
 class ConvLayer:
     """One convolution of the network: where its weights are, its sizes, and the state that it needs.
 
-    `path` is the module path below the part of the upstream model (`layers.1.block.1.conv`).
+    `path` is the module path below the part of the upstream model (`layers.1.block.1.conv`); `steps` is how often
+    its weights are applied in one codec frame.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ConvLayer:
     bias: bool = True
     transposed: bool = False
     pad_mode: str = "constant"
+    steps: int = 1
 
     @property
     def state_size(self) -> int:
@@ -85,30 +87,33 @@ SeanetItem = ConvLayer | ResidualUnit | None  # None stands for an ELU
 def encoder_seanet(geometry: Geometry) -> list[SeanetItem]:
     """The SEANet encoder from the waveform to the transformer, in order (`arXiv:2009.02095`, as Mimi builds it)."""
     g = geometry
-    items: list[SeanetItem] = [_conv(g, "enc", 0, 1, g.num_filters, g.kernel_size)]
-    channels = g.num_filters
+    channels, steps = g.num_filters, g.frame_size
+    items: list[SeanetItem] = [_conv(g, "enc_0", 1, channels, g.kernel_size, steps)]
     for ratio in reversed(g.upsampling_ratios):
-        items += _residual_units(g, "enc", len(items), channels)
+        items += _residual_units(g, "enc", len(items), channels, steps)
         items.append(None)
-        items.append(_conv(g, "enc", len(items), channels, 2 * channels, 2 * ratio, stride=ratio))
+        steps //= ratio
+        items.append(_conv(g, f"enc_{len(items)}", channels, 2 * channels, 2 * ratio, steps, stride=ratio))
         channels *= 2
     items.append(None)
-    items.append(_conv(g, "enc", len(items), channels, g.hidden_size, g.last_kernel_size))
+    items.append(_conv(g, f"enc_{len(items)}", channels, g.hidden_size, g.last_kernel_size, steps))
     return items
 
 
 def decoder_seanet(geometry: Geometry) -> list[SeanetItem]:
     """The SEANet decoder from the transformer to the waveform, in order."""
     g = geometry
-    channels = g.num_filters * 2 ** len(g.upsampling_ratios)
-    items: list[SeanetItem] = [_conv(g, "dec", 0, g.hidden_size, channels, g.kernel_size)]
+    channels, steps = g.num_filters * 2 ** len(g.upsampling_ratios), g.tokens_per_frame
+    items: list[SeanetItem] = [_conv(g, "dec_0", g.hidden_size, channels, g.kernel_size, steps)]
     for ratio in g.upsampling_ratios:
         items.append(None)
-        items.append(_conv(g, "dec", len(items), channels, channels // 2, 2 * ratio, stride=ratio, transposed=True))
+        name = f"dec_{len(items)}"
+        items.append(_conv(g, name, channels, channels // 2, 2 * ratio, steps, stride=ratio, transposed=True))
         channels //= 2
-        items += _residual_units(g, "dec", len(items), channels)
+        steps *= ratio
+        items += _residual_units(g, "dec", len(items), channels, steps)
     items.append(None)
-    items.append(_conv(g, "dec", len(items), channels, 1, g.last_kernel_size))
+    items.append(_conv(g, f"dec_{len(items)}", channels, 1, g.last_kernel_size, steps))
     return items
 
 
@@ -206,8 +211,12 @@ def conv_state_name(layer: ConvLayer) -> str:
 
 
 def ring_capacity(geometry: Geometry, frames_per_call: int) -> int:
-    """Slots of a ring that still holds a whole window for the first token of a call after its last was written."""
-    return geometry.sliding_window + geometry.tokens_per_frame * frames_per_call - 1
+    """Slots of a ring that still holds a whole window for the first token of a call after its last was written.
+
+    Rounded up to 8, the floats of a vector register.
+    """
+    least = geometry.sliding_window + geometry.tokens_per_frame * frames_per_call - 1
+    return -(-least // 8) * 8
 
 
 def graph_spec(
@@ -261,33 +270,34 @@ def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:
 
 def _conv(
     g: Geometry,
-    prefix: str,
-    index: int,
+    name: str,
     in_channels: int,
     out_channels: int,
     kernel: int,
+    steps: int,
     stride: int = 1,
     transposed: bool = False,
 ) -> ConvLayer:
-    name, path = f"{prefix}_{index}", f"layers.{index}.conv"
+    path = f"layers.{name.split('_')[1]}.conv"
     return ConvLayer(
-        name, path, in_channels, out_channels, kernel, stride, transposed=transposed, pad_mode=g.pad_mode
-    )
+        name, path, in_channels, out_channels, kernel, stride,
+        transposed=transposed, pad_mode=g.pad_mode, steps=steps,
+    )  # fmt: skip
 
 
-def _residual_units(g: Geometry, prefix: str, index: int, channels: int) -> list[SeanetItem]:
+def _residual_units(g: Geometry, prefix: str, index: int, channels: int, steps: int) -> list[SeanetItem]:
     """The residual units that follow each other at one rate; `index` is the first one's place in the network."""
     units: list[SeanetItem] = []
     hidden = channels // g.compress
     for j in range(g.num_residual_layers):
         name, path = f"{prefix}_{index + j}", f"layers.{index + j}"
-        dilation = g.dilation_growth_rate**j
+        dilation, kernel = g.dilation_growth_rate**j, g.residual_kernel_size
         first = ConvLayer(
-            f"{name}_b1", f"{path}.block.1.conv", channels, hidden, g.residual_kernel_size,
-            dilation=dilation, pad_mode=g.pad_mode,
+            f"{name}_b1", f"{path}.block.1.conv", channels, hidden, kernel,
+            dilation=dilation, pad_mode=g.pad_mode, steps=steps,
         )  # fmt: skip
-        second = ConvLayer(f"{name}_b3", f"{path}.block.3.conv", hidden, channels, 1, pad_mode=g.pad_mode)
-        shortcut = ConvLayer(f"{name}_shortcut", f"{path}.shortcut.conv", channels, channels, 1)
+        second = ConvLayer(f"{name}_b3", f"{path}.block.3.conv", hidden, channels, 1, steps=steps)
+        shortcut = ConvLayer(f"{name}_shortcut", f"{path}.shortcut.conv", channels, channels, 1, steps=steps)
         units.append(ResidualUnit(first, second, shortcut if g.use_conv_shortcut else None))
     return units
 

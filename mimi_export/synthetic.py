@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
 
 from mimi_export import upstream
@@ -39,7 +39,7 @@ DECODER_RMS = 0.1
 _ELU_GAIN = 1.25  # 1 / rms of elu(x) for normal x of unit variance
 _ATTENTION_GAIN = 1.5  # of queries and keys, so that logits spread by about the square of it
 _ROW_SECONDS = 12.0  # longer than the attention window of the real geometry
-_FIT_FRAMES = (192, 900)  # least and most frames that codebooks are fitted to
+_FIT_FRAMES = (128, 512)  # least and most frames that codebooks are fitted to
 
 
 def synthetic_config(name: str) -> MimiConfig:
@@ -183,13 +183,19 @@ def _fit_codebooks(
 
 
 def _codebook(residual: Tensor, size: int, name: str, seed: int) -> Tensor:
-    """Entries `[size, D]` for one level: shrunken samples of `residual`, `[frames, D]`, and noise."""
-    uniform = _uniform(f"{name}.choice", (size,), seed) / math.sqrt(12) + 0.5
-    choice = torch.from_numpy((uniform * len(residual)).astype(np.int64))
-    noise = torch.from_numpy(_uniform(f"{name}.noise", (size, residual.shape[1]), seed)).float()
-    centred = residual - residual.mean(0)
-    spread = centred.square().mean(0).sqrt()
-    return residual.mean(0) + 0.6 * centred[choice] + 0.3 * spread * noise
+    """Entries `[size, D]` for one level, made for what is left of the latents, `residual` `[frames, D]`.
+
+    An entry is the mean of the frames and a random mixture of all of them, so entries spread as the residual does
+    without holding any frame of it: with the frames themselves as entries, the last levels would fit these frames
+    and no other speech. All mixtures are equally long, or the short ones would be chosen most of the time, and their
+    length is the one that takes most from the residual.
+    """
+    mean = residual.mean(0)
+    centred = residual - mean
+    weights = torch.from_numpy(_uniform(f"{name}.mixture", (size, len(residual)), seed)).float()
+    mixtures = nn.functional.normalize(weights @ centred, dim=1)
+    length = (centred @ mixtures.T).amax(1).mean()
+    return mean + length * mixtures
 
 
 @torch.no_grad()

@@ -20,14 +20,22 @@ from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_st
 class CacheStep(Protocol):
     """How one call of a layout treats keys and values; the same for every layer."""
 
-    def queries(self, query: Tensor) -> Tensor:
-        """Rotate queries `[B, heads, T, D]`."""
+    bias: Tensor
+    """Added to attention logits `[B, heads, T, keys]`: minus infinity where a query may not look."""
 
-    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values to attend to, then keys and values to hand to the next call."""
+    def update(
+        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Turn queries and keys to their positions and join the past.
 
-    def mask(self, scores: Tensor) -> Tensor:
-        """Attention logits `[B, heads, T, keys]` with minus infinity where a query may not look."""
+        Args:
+            query: `[B, heads, T, D]` of this call.
+            key, value: `[B, key/value heads, T, D]` of this call.
+            past_key, past_value: what the call before handed on.
+
+        Returns:
+            Queries, the keys and values to attend to, and the keys and values to hand to the next call.
+        """
 
 
 @torch.library.custom_op("mimi_export::keep_last", mutates_args=())
@@ -64,31 +72,26 @@ class WindowCache:
         queries = positions[past:]
         age = queries[:, None] - positions[None, :]
         visible = (age >= 0) & (age < geometry.sliding_window)
-        self._bias = torch.where(visible, 0.0, -math.inf)
+        self.bias = torch.where(visible, 0.0, -math.inf)
         self.fresh = queries[:1] == 0
 
-    def queries(self, query: Tensor) -> Tensor:
-        """See `CacheStep`."""
-        return rotate(query, self._query_cos, self._query_sin)
-
-    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
+    def update(
+        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
         keys = torch.cat([past_key, key], dim=2)
         values = torch.cat([past_value, value], dim=2)
-        kept = keep_last(keys, self._keep), keep_last(values, self._keep)
-        return rotate(keys, self._cos, self._sin), values, *kept
-
-    def mask(self, scores: Tensor) -> Tensor:
-        """See `CacheStep`."""
-        return scores + self._bias
+        query = rotate(query, self._query_cos, self._query_sin)
+        turned = rotate(keys, self._cos, self._sin)
+        return query, turned, values, keep_last(keys, self._keep), keep_last(values, self._keep)
 
 
 class RingCache:
     """A ring of `capacity` slots for each row, written at `position mod capacity`; keys are turned once, when written.
 
     Slot j holds the newest position that is congruent to j. A slot that no token of this stream has written would
-    hold a negative position: it is masked, so a row begins anew wherever its position is 0. Values are kept finite
-    when written, because a masked slot has weight 0 and 0 times NaN is NaN.
+    hold a negative position: it is masked, so a row begins anew wherever its position is 0, whatever finite values
+    its slots hold.
 
     Args:
         geometry: sizes of the model.
@@ -102,29 +105,25 @@ class RingCache:
         steps = phase_steps(geometry.head_dim, geometry.rope_theta)
         cos, sin = exact_rotation(tokens, steps)
         self._cos, self._sin = cos[:, None], sin[:, None]
-        self._slots = torch.remainder(tokens, capacity)[:, None, :, None]
+        slots = torch.remainder(tokens, capacity)[:, None, :, None]
+        self._slots = slots.expand(-1, geometry.num_key_value_heads, -1, geometry.head_dim)
         last = tokens[:, -1:]
         held = last - torch.remainder(last - torch.arange(capacity), capacity)  # [B, C]
         age = tokens[:, :, None] - held[:, None, :]
-        self._visible = ((age >= 0) & (age < geometry.sliding_window) & (held >= 0)[:, None, :])[:, None]
+        visible = (age >= 0) & (age < geometry.sliding_window) & (held >= 0)[:, None, :]
+        self.bias = torch.where(visible, 0.0, -math.inf)[:, None]
         self.fresh = (position == 0)[:, :, None]
         self.next_position = position + new
 
-    def queries(self, query: Tensor) -> Tensor:
+    def update(
+        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
-        return rotate(query, self._cos, self._sin)
-
-    def update(self, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
-        """See `CacheStep`."""
-        slots = self._slots.expand(key.shape)
-        keys = past_key.scatter(2, slots, rotate(key, self._cos, self._sin))
-        finite = torch.where(value.abs() < torch.finfo(torch.float32).max, value, 0.0)
-        values = past_value.scatter(2, slots, finite)
-        return keys, values, keys, values
-
-    def mask(self, scores: Tensor) -> Tensor:
-        """See `CacheStep`."""
-        return torch.where(self._visible, scores, -math.inf)
+        heads = query.shape[1]
+        turned = rotate(torch.cat([query, key], dim=1), self._cos, self._sin)
+        keys = past_key.scatter(2, self._slots, turned[:, heads:])
+        values = past_value.scatter(2, self._slots, value)
+        return turned[:, :heads], keys, values, keys, values
 
 
 class Attention(nn.Module):
@@ -165,15 +164,14 @@ class Attention(nn.Module):
         """
         g = self.geometry
         groups, dim = g.num_key_value_heads, g.head_dim
-        batch, tokens = x.shape[0], x.shape[1]
+        tokens = x.shape[1]
         fused = product(x, self.qkv, self.qkv_bias)
-        fused = fused.reshape(batch, tokens, -1, dim).transpose(1, 2)
+        fused = fused.reshape(-1, tokens, g.num_attention_heads + 2 * groups, dim).transpose(1, 2)
         query, key, value = fused.split([g.num_attention_heads, groups, groups], dim=1)
-        keys, values, present_key, present_value = cache.update(key, value, past_key, past_value)
-        query = cache.queries(query)
+        query, keys, values, present_key, present_value = cache.update(query, key, value, past_key, past_value)
         if groups != g.num_attention_heads:
             keys = keys.repeat_interleave(g.num_attention_heads // groups, dim=1)
             values = values.repeat_interleave(g.num_attention_heads // groups, dim=1)
-        weights = torch.softmax(cache.mask(query @ keys.transpose(2, 3)), dim=-1)
-        heads = (weights @ values).transpose(1, 2).reshape(batch, tokens, -1)
+        weights = torch.softmax(query @ keys.transpose(2, 3) + cache.bias, dim=-1)
+        heads = (weights @ values).transpose(1, 2).reshape(-1, tokens, g.num_attention_heads * dim)
         return product(heads, self.out, self.out_bias), present_key, present_value

@@ -30,19 +30,23 @@ def phase_steps(head_dim: int, theta: float) -> Tensor:
 
 
 def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of small positions: int64 `[…]` and `[D/2]` give two `[…, D/2]`."""
-    angle = positions.to(torch.float32)[..., None] * frequencies
-    return torch.cos(angle), torch.sin(angle)
+    """Factors of small positions: int64 `[…]` and `[D/2]` give two `[…, D]` for `rotate`."""
+    return _factors(positions.to(torch.float32)[..., None] * frequencies)
 
 
 def exact_rotation(positions: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of positions of any size: int64 `[…]` and `phase_steps` `[D/2]` give two `[…, D/2]`."""
+    """Factors of positions of any size: int64 `[…]` and `phase_steps` `[D/2]` give two `[…, D]` for `rotate`."""
     phase = torch.remainder(positions[..., None] * steps, 2**PHASE_BITS)
-    angle = phase.to(torch.float32) * (2 * math.pi / 2**PHASE_BITS)
-    return torch.cos(angle), torch.sin(angle)
+    return _factors(phase.to(torch.float32) * (2 * math.pi / 2**PHASE_BITS))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of `[…, T, D]` by `[…, T, D/2]` angles."""
+    """Turn the channel pairs of `[…, T, D]`: `x·cos + swap(x)·sin`, where swap exchanges the two halves."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return x * cos + torch.cat([second, first], dim=-1) * sin
+
+
+def _factors(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """`(cos, cos)` and `(-sin, sin)` of `[…, D/2]` angles."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)

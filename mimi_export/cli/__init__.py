@@ -1,0 +1,90 @@
+"""The command line: each command parses its arguments, calls one function and shows the result.
+
+Only the standard library, typer and rich are imported here; a command imports what it needs when it runs, so
+`--help` is quick and the base install runs everything that needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mimi_export import __version__
+from mimi_export.cli import export, inspect, transcode
+from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
+
+COMMANDS = (export, transcode, inspect)  # in the order of --help
+
+HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec.
+
+Make the graphs once, then use them:
+
+\b
+  mimi-export export --model kyutai/mimi --num-codebooks 8 --output-dir artifacts/streaming-8cb
+  mimi-export encode speech.wav speech.safetensors
+  mimi-export decode speech.safetensors speech-decoded.wav
+
+Results go to stdout (one JSON object with --json), progress and errors to stderr.
+"""
+
+
+class _Group(TyperGroup):
+    """The group of all commands; it knows the exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_as_exit_codes():
+            return super().invoke(ctx)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mimi-export {__version__}")
+        raise typer.Exit
+
+
+def _global_options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more on stderr, and show the traceback of an error.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    logger = logging.getLogger("mimi_export")
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def _application() -> typer.Typer:
+    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
+    application = typer.Typer(
+        cls=_Group,
+        help=HELP,
+        epilog=f"\b\nExit codes:\n{codes}",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # help texts hold brackets, which are no markup
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    application.callback()(_global_options)
+    for module in COMMANDS:
+        module.register(application)
+    return application
+
+
+app = _application()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with `arguments` (by default the program's own) and return its exit code."""
+    try:
+        typer.main.get_command(app)(args=arguments, prog_name="mimi-export")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0

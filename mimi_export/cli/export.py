@@ -1,0 +1,173 @@
+"""`export` and `build`: make variant directories from a checkpoint. Both need the export extra."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mimi_export.cli.console import Steps, show_json, show_rows, show_table
+from mimi_export.cli.errors import needs_extra
+from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
+from mimi_export.errors import ConfigError, OutputError
+from mimi_export.variants import DEFAULT_MODEL
+
+
+class KvCache(str, Enum):
+    """How the graphs keep keys and values."""
+
+    window = "window"
+    ring = "ring"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("export", short_help="Make encoder and decoder graphs from a checkpoint.")(export)
+    app.command("build", short_help="Make the configured variants that are not there yet.")(build)
+
+
+def export(
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    num_codebooks: Annotated[
+        int, typer.Option("--num-codebooks", min=1, help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4.")
+    ] = 8,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", metavar="DIR", help="Directory to make [default: artifacts/NAME].")
+    ] = None,
+    kv_cache: Annotated[
+        KvCache,
+        typer.Option(
+            "--kv-cache",
+            help="window: any number of frames per call, past keys of at most one window; ring: fixed shapes and a "
+            "position, for servers and accelerators.",
+        ),
+    ] = KvCache.window,
+    frames_per_call: Annotated[
+        int | None, typer.Option("--frames-per-call", min=1, help="Frames in one call of a ring [default: 1].")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Export streaming encoder and decoder graphs from a checkpoint to a variant directory.
+
+    \b
+      mimi-export export --num-codebooks 8
+      mimi-export export --model synthetic --num-codebooks 16 --output-dir artifacts/try
+      mimi-export export --kv-cache ring --frames-per-call 2
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    if kv_cache is KvCache.ring:
+        frames_per_call = frames_per_call or 1
+    elif frames_per_call is not None:
+        raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
+    usual = f"streaming-{num_codebooks}cb" + ("-ring" if kv_cache is KvCache.ring else "")
+    target = output_dir or ARTIFACTS / (name or usual)
+    _refuse_existing(target, force)
+    begin = time.monotonic()
+    with needs_extra("export", "mimi-export export"):
+        from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.export import export_variant
+    with Steps() as steps:
+        steps.step(f"loading {model}")
+        checkpoint = load_checkpoint(model, revision, progress=steps.advance)
+        manifest = export_variant(
+            checkpoint,
+            target,
+            num_codebooks,
+            name=name,
+            layout=kv_cache.value,
+            frames_per_call=frames_per_call,
+            force=force,
+            progress=steps.step,
+        )
+    seconds = time.monotonic() - begin
+    if json:
+        show_json({
+            "command": "export",
+            "path": str(target),
+            "name": manifest.name,
+            "num_codebooks": manifest.num_codebooks,
+            "layout": manifest.layout,
+            "frames_per_call": manifest.frames_per_call,
+            "source": {"model": manifest.source.model, "revision": manifest.source.revision},
+            "files": {file: entry.bytes for file, entry in sorted(manifest.files.items())},
+            "seconds": seconds,
+        })  # fmt: skip
+        return
+    files = [(file, mebibytes(entry.bytes)) for file, entry in sorted(manifest.files.items())]
+    show_rows(f"{target} is ready after {seconds:.0f} s", files)
+
+
+def build(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Variants to build; all of them without a name.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Take the weights from here, whatever the configurations say."),
+    ] = None,
+    revision: Revision = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", metavar="DIR", help="Where the variant directories go.")
+    ] = ARTIFACTS,
+    configs: Annotated[
+        Path | None,
+        typer.Option("--configs", metavar="DIR", help="Configurations [default: ./configs, else the package's]."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build again what is unchanged, and replace what `build` did not make.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Build the configured variants; what is built already and unchanged is used again.
+
+    \b
+      mimi-export build
+      mimi-export build streaming-8cb --model synthetic
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.variants import find_configs, load_variants
+
+    if revision is not None and model is None:
+        raise ConfigError("--revision belongs to a --model; give both, or write the revision into the configuration")
+    variants = load_variants(find_configs(configs))
+    with needs_extra("export", "mimi-export build"):
+        from mimi_export.build import build as build_variants
+        from mimi_export.checkpoint import load_checkpoint
+    with Steps() as steps:
+        built = build_variants(
+            variants,
+            names or [],
+            output_dir,
+            model=model,
+            revision=revision,
+            force=force,
+            progress=steps.step,
+            load=lambda model, revision: load_checkpoint(model, revision, progress=steps.advance),
+        )
+    if json:
+        records: list[dict[str, Any]] = [
+            {"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built
+        ]
+        show_json({"command": "build", "variants": records})
+        return
+    rows = [(entry.name, "unchanged" if entry.reused else "built", str(entry.path)) for entry in built]
+    show_table("Variants", ("name", "state", "directory"), rows)
+
+
+def mebibytes(size: int) -> str:
+    """A size in bytes for people, in MiB (or in bytes where that would show nothing)."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size} bytes"
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    """The exporter refuses too, but only after minutes of loading."""
+    there = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if there and not force:
+        raise OutputError(f"{path} exists already; choose another --output-dir or replace it with --force")

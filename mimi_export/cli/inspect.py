@@ -1,0 +1,136 @@
+"""`inspect`: what a variant directory holds. Needs the base install; the opset is shown where onnx is installed.
+
+With `--json`: `command`, `path`, the manifest's own content as `manifest`, and computed from it `frame_size`,
+`frame_rate`, `bitrate` (bit/s of all codebooks), `opset` (graph -> number, or null without onnx) and `states`
+(graph -> list of `name`, `kind`, `dtype`, `past_shape`, `present_shape`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mimi_export.cli.console import show_json, show_rows, show_table
+from mimi_export.cli.options import Json
+
+if TYPE_CHECKING:
+    from mimi_export.artifact import Artifact
+    from mimi_export.spec import StateSpec
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect", short_help="Show what a variant directory holds.")(inspect)
+
+
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its SHA-256.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a variant directory holds: model, layout, bitrates, files and the table of states.
+
+    \b
+      mimi-export inspect artifacts/streaming-8cb
+      mimi-export inspect artifacts/streaming-8cb --json | jq .bitrate
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.artifact import load_artifact
+
+    artifact = load_artifact(directory, verify_hashes=verify)
+    opsets = _opsets(artifact)
+    if json:
+        geometry = artifact.geometry
+        show_json({
+            "command": "inspect",
+            "path": str(directory),
+            "frame_size": geometry.frame_size,
+            "frame_rate": geometry.frame_rate,
+            "bitrate": geometry.bitrate(artifact.manifest.num_codebooks),
+            "opset": opsets,
+            "states": {kind: [_record(state) for state in artifact.spec(kind).states] for kind in _kinds()},
+            "manifest": artifact.manifest.to_dict(),
+        })  # fmt: skip
+        return
+    _show(artifact, opsets)
+
+
+def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
+    manifest, geometry = artifact.manifest, artifact.geometry
+    per_call = manifest.frames_per_call or "any number of"
+    rows: list[tuple[str, object]] = [
+        ("source", manifest.source.model + (f" @ {manifest.source.revision}" if manifest.source.revision else "")),
+        ("precision", manifest.precision),
+        ("layout", f"{manifest.layout}, {per_call} frames per call"),
+        ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
+        ("bitrates", _bitrates(artifact)),
+        ("codebooks", f"{manifest.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),
+        (
+            "transformers",
+            f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
+            f"({geometry.num_key_value_heads} for keys and values), window {geometry.sliding_window} tokens = "
+            f"{geometry.sliding_window / geometry.tokens_per_frame / geometry.frame_rate:g} s",
+        ),
+        ("made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
+    ]
+    if opsets is not None:
+        rows.append(("opset", ", ".join(f"{kind} {opset}" for kind, opset in opsets.items())))
+    if manifest.conversion:
+        rows.append(("conversion", " → ".join(str(record.get("pass", dict(record))) for record in manifest.conversion)))
+    show_rows(manifest.name, rows)
+    files = [(name, entry.bytes, entry.sha256[:12]) for name, entry in sorted(manifest.files.items())]
+    show_table("Files", ("name", "bytes", "SHA-256"), files)
+    for kind in _kinds():
+        states = [
+            (state.past.name, state.present.name, state.dtype, _shape(state.past_shape), _shape(state.present_shape))
+            for state in artifact.spec(kind).states
+        ]
+        columns = ("input", "output", "type", "shape in", "shape out")
+        show_table(f"States of the {kind}, in order, zeros at first", columns, states)
+
+
+def _kinds() -> tuple[Any, ...]:
+    from mimi_export.spec import GRAPH_KINDS
+
+    return GRAPH_KINDS
+
+
+def _bitrates(artifact: Artifact) -> str:
+    geometry, most = artifact.geometry, artifact.manifest.num_codebooks
+    counts = sorted({1, most, *(count for count in (4, 8, 16) if count < most)})
+    return ", ".join(f"{count} cb {geometry.bitrate(count) / 1000:g}" for count in counts) + " kbit/s"
+
+
+def _opsets(artifact: Artifact) -> dict[str, int] | None:
+    """Version of the standard operator set of each graph; `None` without onnx."""
+    if importlib.util.find_spec("onnx") is None:
+        return None
+    import onnx
+
+    from mimi_export.errors import GraphError
+
+    opsets = {}
+    for kind in _kinds():
+        path = artifact.graph_path(kind)
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except onnx.checker.ValidationError as error:
+            raise GraphError(f"{path} is no ONNX graph: {error}") from error
+        opsets[str(kind)] = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return opsets
+
+
+def _record(state: StateSpec) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "kind": state.kind,
+        "dtype": state.dtype,
+        "past_shape": list(state.past_shape),
+        "present_shape": list(state.present_shape),
+    }
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

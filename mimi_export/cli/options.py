@@ -1,0 +1,30 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ARTIFACTS = Path("artifacts")
+DEFAULT_VARIANT = ARTIFACTS / "streaming-8cb"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists already.")]
+Variant = Annotated[Path, typer.Option("--variant", metavar="DIR", help="Variant directory with the graphs.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Hub id (kyutai/mimi), local directory, `synthetic` or `synthetic:tiny` (made from a seed, needs no "
+        "network).",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, help="Threads of one operator; 0 takes all cores. One is rarely beaten.")
+]

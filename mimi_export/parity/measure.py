@@ -1,0 +1,354 @@
+"""Run a variant's graphs as streams beside batch PyTorch, and measure how far they are apart.
+
+Every clip goes through the files as they are, one frame a call, by the same runtime that users have. The first clip
+goes through them in other ways to call, too. Latents, which no graph gives, come from a second session that shows
+them (`tapped`). All sums run along, so memory does not grow with the clip but for a few numbers a frame.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from mimi_export.artifact import Artifact, load_artifact
+from mimi_export.checkpoint import Checkpoint
+from mimi_export.errors import ArtifactError
+from mimi_export.parity.clips import Audio, Clip, clips_from_arrays
+from mimi_export.parity.metrics import Comparison, snr_db
+from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
+from mimi_export.parity.results import (
+    DRIFT_SECONDS,
+    AudioDifference,
+    ClipResult,
+    Difference,
+    Drift,
+    Excerpt,
+    Timeline,
+    Timing,
+    VariantReport,
+)
+from mimi_export.parity.spectra import SpectralDistance
+from mimi_export.parity.tapped import TappedGraph
+from mimi_export.parity.ties import Agreement, judge_codes
+from mimi_export.runtime import Codec, DecoderStream
+from mimi_export.spec import GRAPH_KINDS, GraphKind
+
+MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
+FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
+LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
+PUBLISHED_SECONDS = 3.0  # length of the clip behind the published figures
+EXCERPT_SECONDS = 12.0
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+def measure(
+    variant: Artifact | str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    clips: Sequence[Clip] | Mapping[str, Audio],
+    frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
+    progress: Progress = logger.info,
+    reference: Reference | None = None,
+) -> VariantReport:
+    """Measure one variant.
+
+    Args:
+        variant: a variant directory.
+        checkpoint: the model that it was made from.
+        clips: what to listen to, the most important first: only it is tried in every way to call.
+        frames_per_call: ways to call: a number of frames, or `mixed`. Graphs of fixed frames have one way.
+        progress: told of each step.
+        reference: shares the computed references between variants; by default one is made for this call.
+
+    Raises:
+        ArtifactError: the directory is no variant, a graph does not load or fails, or the model has other sizes.
+        AudioError: a clip cannot be read.
+    """
+    artifact = variant if isinstance(variant, Artifact) else load_artifact(variant)
+    listed = clips_from_arrays(clips) if isinstance(clips, Mapping) else list(clips)
+    if not listed:
+        raise ValueError("no clips to measure")
+    if artifact.geometry != checkpoint.geometry:
+        raise ArtifactError(
+            f"{artifact.path} was exported from {artifact.manifest.source.model}, whose sizes are not those of "
+            f"{checkpoint.source}; name its model with --reference"
+        )
+    if reference is None:
+        with Reference(checkpoint, [artifact.manifest.num_codebooks], progress) as own:
+            return _Measurement(artifact, own, progress).run(listed, frames_per_call)
+    return _Measurement(artifact, reference, progress).run(listed, frames_per_call)
+
+
+class _Measurement:
+    """One variant beside a reference."""
+
+    def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
+        self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
+        self.reference = reference
+        self.codec = Codec(artifact)
+        self.num_codebooks = artifact.manifest.num_codebooks
+        self._progress = progress
+
+    def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
+        fixed = self.manifest.frames_per_call
+        ways = [fixed] if fixed else list(frames_per_call)
+        name = self.manifest.name
+        results = []
+        states: dict[GraphKind, dict[str, float]] = {}
+        timing: dict[GraphKind, Timing] = {}
+        for index, clip in enumerate(clips):
+            truth = self.reference.clip(clip)
+            self._progress(f"{name}: {clip.name}, {ways[0]} frame(s) a call")
+            run = _Run(self, truth)
+            result = run.whole(_pattern(ways[0]), str(ways[0]))
+            result.latents = self._latents(truth, result)
+            for way in ways[1:] if index == 0 else ():
+                self._progress(f"{name}: {clip.name}, {way} frame(s) a call")
+                run.again(result, _pattern(way), str(way))
+            result.drift = _drift(result, self.geometry.frame_rate)
+            results.append(result)
+            if index == 0:
+                timing = run.timing()
+                states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
+        sizes = {entry: file.bytes for entry, file in self.manifest.files.items()}
+        return VariantReport(
+            name, str(self.artifact.path), self.manifest, results, states, timing, sizes, _machine(self.manifest.tools)
+        )
+
+    def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
+        """The verdict on one call's codes `[K, T]`."""
+        return judge_codes(self.reference.quantizers, call.latents, call.codes[: self.num_codebooks], codes)
+
+    def _states(self, truth: ReferenceClip, kind: GraphKind, found: Mapping[str, Array]) -> dict[str, float]:
+        graph = self.artifact.spec(kind)
+        right = self.reference.states(truth, graph)
+        return {state.name: _state_snr(right[state.name], found[state.name]) for state in graph.states}
+
+    def _latents(self, truth: ReferenceClip, result: ClipResult) -> Difference | None:
+        """Compare the latents inside the encoder, where the file still names them; notes energies per frame."""
+        graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=("latents",))
+        if not graph.taps:
+            return None
+        states, comparison, energies = graph.initial_states(), Comparison(), _Energies()
+        for call in truth.calls([self.manifest.frames_per_call or LATENT_FRAMES]):
+            _, states, taps = graph.step(graph_input(call, graph.spec), states)
+            latents = taps["latents"][0].T[:, : call.codes.shape[1]]
+            comparison.push(call.latents, latents)
+            energies.push(call.latents.T, latents.T)
+        result.timeline.energies["latents"] = energies.arrays()
+        return _difference(comparison)
+
+
+class _Run:
+    """One clip through both graphs of a variant."""
+
+    def __init__(self, measurement: _Measurement, truth: ReferenceClip) -> None:
+        self._m, self._truth = measurement, truth
+        self._frame_size = measurement.geometry.frame_size
+        self._seconds: dict[GraphKind, list[float]] = {"encoder": [], "decoder": []}
+        self.states: dict[GraphKind, Mapping[str, Array]] = {}
+
+    def whole(self, pattern: Sequence[int], way: str) -> ClipResult:
+        """Everything but the latents."""
+        m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
+        agreement, verdicts = Agreement(), []
+        decoded, end_to_end = _AudioComparison(rate, self._frame_size), _AudioComparison(rate, self._frame_size)
+        excerpt = _Collect(round(EXCERPT_SECONDS * rate))
+        for call, codes, audio, heard in self._stream(pattern, end_to_end=True):
+            verdict = m.judge(call, codes)
+            agreement.push(verdict)
+            verdicts.append(verdict)
+            right = call.audio[m.num_codebooks]
+            decoded.push(right, audio)
+            end_to_end.push(right, heard)
+            excerpt.push(call.samples, right, heard)
+        timeline = Timeline({}, np.concatenate(verdicts, axis=1))
+        timeline.energies = {"decoder": decoded.energies.arrays(), "end_to_end": end_to_end.energies.arrays()}
+        return ClipResult(
+            name=truth.clip.name,
+            stress=truth.clip.stress,
+            num_samples=truth.num_samples,
+            num_frames=truth.num_frames,
+            codes={way: agreement},
+            decoder_calls={way: _difference(decoded.comparison)},
+            latents=None,
+            decoder=decoded.finish(),
+            end_to_end=end_to_end.finish(),
+            first_seconds={"decoder": _difference(decoded.first), "end_to_end": _difference(end_to_end.first)},
+            timeline=timeline,
+            excerpt=Excerpt(*excerpt.arrays()),
+        )
+
+    def again(self, result: ClipResult, pattern: Sequence[int], way: str) -> None:
+        """The same clip in another way to call: only codes and the decoder's audio."""
+        agreement, comparison = Agreement(), Comparison()
+        for call, codes, audio, _ in self._stream(pattern, end_to_end=False):
+            agreement.push(self._m.judge(call, codes))
+            comparison.push(call.audio[self._m.num_codebooks], audio)
+        result.codes[way] = agreement
+        result.decoder_calls[way] = _difference(comparison)
+
+    def timing(self) -> dict[GraphKind, Timing]:
+        """Milliseconds a frame of the calls in `whole`, without the first ten calls where there are more."""
+        found: dict[GraphKind, Timing] = {}
+        for kind, seconds in self._seconds.items():
+            kept = np.array(seconds[10:] or seconds) * 1000
+            found[kind] = Timing(float(np.median(kept)), float(np.percentile(kept, 95)))
+        return found
+
+    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Any:
+        """For each call: its reference, own codes, audio of the reference's codes, audio of the own codes.
+
+        As long as all codes are the reference's, the last two are one stream; it is forked at the first difference.
+        """
+        codec, frame_size = self._m.codec, self._frame_size
+        encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
+        fork: DecoderStream | None = None
+        done = 0
+        for call in self._truth.calls(pattern):
+            frames = call.codes.shape[1]
+            done += frames
+            last = done == self._truth.num_frames
+            begin = time.perf_counter()
+            codes = encoder.push(call.samples)
+            if last:
+                codes = np.concatenate([codes, encoder.flush().codes], axis=-1)
+            middle = time.perf_counter()
+            right = call.codes[: self._m.num_codebooks]
+            if end_to_end and fork is None and not np.array_equal(codes[0], right):
+                fork = codec.decoder.stream()
+                fork.restore(decoder.snapshot())
+            before = time.perf_counter()
+            audio = _decode(decoder, right, last)
+            after = time.perf_counter()
+            if end_to_end:
+                self._seconds["encoder"].append((middle - begin) / frames)
+                self._seconds["decoder"].append((after - before) / frames)
+            heard = audio if fork is None else _decode(fork, codes[0], last)
+            yield call, codes[0], audio[: frames * frame_size], heard[: frames * frame_size]
+        if end_to_end:
+            self.states = {"encoder": encoder.snapshot().states, "decoder": decoder.snapshot().states}
+
+
+class _Energies:
+    """Energy of signal and error for each frame."""
+
+    def __init__(self) -> None:
+        self._signal: list[Array] = []
+        self._error: list[Array] = []
+
+    def push(self, reference: Array, result: Array) -> None:
+        """Add frames, `[frames, n]`."""
+        self._signal.append(np.square(reference, dtype=np.float64).sum(axis=1))
+        difference = result.astype(np.float64) - reference
+        self._error.append(np.where(np.isfinite(difference), difference**2, np.inf).sum(axis=1))
+
+    def arrays(self) -> tuple[Array, Array]:
+        return np.concatenate(self._signal), np.concatenate(self._error)
+
+
+class _AudioComparison:
+    """All measures of two audio streams; spectra are made from blocks of many calls."""
+
+    def __init__(self, sampling_rate: int, frame_size: int) -> None:
+        self.comparison, self.first, self.energies = Comparison(), Comparison(), _Energies()
+        self._spectra = SpectralDistance(sampling_rate)
+        self._frame_size = frame_size
+        self._left = round(PUBLISHED_SECONDS * sampling_rate)
+        self._held: list[tuple[Audio, Audio]] = []
+
+    def push(self, reference: Audio, result: Audio) -> None:
+        self.comparison.push(reference, result)
+        self.first.push(reference[: self._left], result[: self._left])
+        self._left = max(0, self._left - len(reference))
+        self.energies.push(reference.reshape(-1, self._frame_size), result.reshape(-1, self._frame_size))
+        self._held.append((reference, result))
+        if len(self._held) == 16:
+            self._flush()
+
+    def finish(self) -> AudioDifference:
+        self._flush()
+        log_mel, multi_scale = self._spectra.finish()
+        c = self.comparison
+        return AudioDifference(c.snr_db, c.cosine, c.max_abs, log_mel, multi_scale)
+
+    def _flush(self) -> None:
+        if self._held:
+            self._spectra.push(*(np.concatenate(side) for side in zip(*self._held, strict=True)))
+            self._held = []
+
+
+class _Collect:
+    """The first samples of several streams."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._parts: list[tuple[Audio, ...]] = []
+
+    def push(self, *streams: Audio) -> None:
+        if self._left:
+            self._parts.append(tuple(stream[: self._left].copy() for stream in streams))
+            self._left -= len(self._parts[-1][0])
+
+    def arrays(self) -> list[Audio]:
+        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
+
+
+def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:
+    audio = stream.push(codes)[0]
+    return np.concatenate([audio, stream.flush()[0]]) if last else audio
+
+
+def _pattern(way: int | str) -> Sequence[int]:
+    if way == "mixed":
+        return MIXED
+    if not isinstance(way, int) or way < 1:
+        raise ValueError(f"frames per call is {way!r}, expected 1 or more, or 'mixed'")
+    return (way,)
+
+
+def _difference(comparison: Comparison) -> Difference:
+    return Difference(comparison.snr_db, comparison.cosine, comparison.max_abs)
+
+
+def _state_snr(right: Array, found: Array) -> float:
+    return snr_db(right, found) if right.shape == found.shape else -float("inf")
+
+
+def _drift(result: ClipResult, frame_rate: float) -> dict[str, Drift]:
+    frames = round(DRIFT_SECONDS * frame_rate)
+    if result.num_frames < 2 * frames:
+        return {}
+    total = result.num_frames
+    timeline = result.timeline
+    return {
+        what: Drift(timeline.snr_db(what, 0, frames), timeline.snr_db(what, total - frames, total))
+        for what in timeline.energies
+    }
+
+
+def _machine(tools: Mapping[str, str]) -> dict[str, str]:
+    """What the numbers depend on beside the files: versions, and the kind of processor."""
+    return {
+        **dict(tools),
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def variant_paths(paths: Sequence[Path]) -> list[Path]:
+    """The directories to measure, each once, in the order given."""
+    return list(dict.fromkeys(paths))

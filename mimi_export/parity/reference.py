@@ -1,0 +1,267 @@
+"""What is right: upstream's batch model over whole clips, untouched; and the step functions' states beside it.
+
+A clip up to `MAX_FRAMES` long is one batch call. A longer one is computed in overlapping pieces, because attention
+in batch needs memory with the square of the length: every output depends on a limited past (the *context*: window - 1
+tokens for each transformer layer, and what the convolutions carry), so a piece that begins a context earlier, and
+whose first context frames are thrown away, gives what the whole clip would, to rounding.
+
+    clip    |----------------------------------------------|
+    calls   [= kept ======][..context..][= kept =]
+                     [..context..][= kept =]
+
+Pieces are kept on disk, so that any number of variants can be measured against one computation in constant memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mimi_export import upstream
+from mimi_export.checkpoint import Checkpoint
+from mimi_export.geometry import Geometry
+from mimi_export.graphs import initial_states, streaming_graph
+from mimi_export.parity.clips import Audio, Clip
+from mimi_export.parity.ties import ResidualQuantizer
+from mimi_export.spec import GraphKind, GraphSpec, conv_layers
+
+MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
+PIECE_FRAMES = 250  # frames kept of each further call
+STEP_FRAMES = 16  # frames of one call of the step functions
+
+Array = npt.NDArray[Any]
+Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+class Piece(NamedTuple):
+    """A run of whole frames of a clip.
+
+    `samples` `[T·frame_size]` (zero-padded at the end), `latents` `[hidden, T]`, `codes` `[K, T]` for the most
+    codebooks asked for, `audio`: what each number of codebooks decodes to, `[T·frame_size]`.
+    """
+
+    samples: Audio
+    latents: Array
+    codes: npt.NDArray[np.int64]
+    audio: dict[int, Audio]
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """The computed reference of one clip; `num_samples` were real."""
+
+    clip: Clip
+    directory: Path
+    num_samples: int
+    num_frames: int
+    num_pieces: int
+
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces in order."""
+        for index in range(self.num_pieces):
+            with np.load(self.directory / f"{index}.npz", allow_pickle=False) as file:
+                audio = {int(name[5:]): file[name] for name in file.files if name.startswith("audio")}
+                yield Piece(file["samples"], file["latents"], file["codes"], audio)
+
+    def calls(self, pattern: Sequence[int]) -> Iterator[Piece]:
+        """The clip cut into calls of so many frames, the pattern repeated; the last call is what is left."""
+        lengths = itertools.cycle(pattern)
+        wanted = next(lengths)
+        held: Piece | None = None
+        for piece in self.pieces():
+            held = piece if held is None else join(held, piece)
+            start, frames = 0, held.codes.shape[1]
+            while start + wanted <= frames:
+                yield split(held, start, start + wanted)
+                start += wanted
+                wanted = next(lengths)
+            held = split(held, start, frames) if start < frames else None
+        if held is not None:
+            yield held
+
+
+class Reference:
+    """Batch PyTorch for a set of clips; use it in a `with` statement, its files go at the end.
+
+    Args:
+        checkpoint: the model.
+        num_codebooks: every number of codebooks that a variant has.
+        progress: told of each step.
+        max_frames: frames of one batch call, see the module's docstring.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        num_codebooks: Sequence[int],
+        progress: Progress = logger.info,
+        max_frames: int = MAX_FRAMES,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.geometry = checkpoint.geometry
+        self.num_codebooks = sorted(set(num_codebooks))
+        for count in self.num_codebooks:
+            self.geometry.check_num_codebooks(count)
+        self.quantizers = _quantizers(checkpoint)
+        self._progress = progress
+        self._context = context_frames(self.geometry)
+        self._max_frames = max(max_frames, self._context + 1)
+        self._folder = tempfile.TemporaryDirectory(prefix="mimi-parity-")
+        self._clips: dict[str, ReferenceClip] = {}
+        self._states: dict[tuple[str, GraphSpec], dict[str, Array]] = {}
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    def clip(self, clip: Clip) -> ReferenceClip:
+        """The reference of a clip, computed when it is first asked for; `AudioError` if it cannot be read."""
+        if clip.name not in self._clips:
+            self._progress(f"PyTorch reference of {clip.name}")
+            self._clips[clip.name] = self._compute(clip)
+        return self._clips[clip.name]
+
+    def states(self, reference: ReferenceClip, graph: GraphSpec) -> dict[str, Array]:
+        """States of the PyTorch step functions at the end of a clip, batch 1, by name."""
+        key = (reference.clip.name, graph)
+        if key not in self._states:
+            self._progress(f"PyTorch states of the {graph.kind} after {reference.clip.name}")
+            self._states[key] = self._step_through(reference, graph)
+        return self._states[key]
+
+    def _compute(self, clip: Clip) -> ReferenceClip:
+        frame_size = self.geometry.frame_size
+        directory = Path(self._folder.name) / str(len(self._clips))
+        directory.mkdir()
+        past = np.zeros(0, np.float32)
+        past_codes = np.zeros((self.num_codebooks[-1], 0), np.int64)
+        num_samples = num_frames = index = 0
+        for samples, real in self._runs(clip):
+            heard = np.concatenate([past, samples])
+            latents, codes = self._encode(heard)
+            skip = len(past) // frame_size
+            latents, codes = latents[:, skip:], codes[:, skip:]
+            all_codes = np.concatenate([past_codes, codes], axis=1)
+            audio = {}
+            for count in self.num_codebooks:
+                decoded = upstream.decode(self.checkpoint.model, torch.from_numpy(all_codes[None, :count].copy()))
+                audio[f"audio{count}"] = decoded[0, 0].numpy()[past_codes.shape[1] * frame_size :]
+            np.savez(directory / f"{index}.npz", samples=samples, latents=latents, codes=codes, **audio)
+            past = heard[max(0, len(heard) - self._context * frame_size) :]
+            past_codes = all_codes[:, max(0, all_codes.shape[1] - self._context) :]
+            num_samples += real
+            num_frames += codes.shape[1]
+            index += 1
+        return ReferenceClip(clip, directory, num_samples, num_frames, index)
+
+    def _encode(self, samples: Audio) -> tuple[Array, npt.NDArray[np.int64]]:
+        model = self.checkpoint.model
+        latents = upstream.encode_latents(model, torch.from_numpy(samples[None, None]))
+        codes = upstream.quantize_latents(model, latents, self.num_codebooks[-1])
+        return latents[0].numpy(), codes[0].numpy()
+
+    def _runs(self, clip: Clip) -> Iterator[tuple[Audio, int]]:
+        """Whole frames of a clip, as many as one batch call may have, and how many samples of them are real."""
+        frame_size = self.geometry.frame_size
+        sizes = itertools.chain([self._max_frames], itertools.repeat(min(PIECE_FRAMES, self._max_frames - self._context)))
+        wanted = next(sizes) * frame_size
+        held: list[Audio] = []
+        for block in clip.blocks(self.geometry.sampling_rate):
+            held.append(block)
+            while sum(map(len, held)) >= wanted:
+                joined = np.concatenate(held)
+                yield joined[:wanted], wanted
+                held = [joined[wanted:]]
+                wanted = next(sizes) * frame_size
+        rest = np.concatenate(held) if held else np.zeros(0, np.float32)
+        if len(rest):
+            yield np.pad(rest, (0, -len(rest) % frame_size)), len(rest)
+
+    @torch.no_grad()
+    def _step_through(self, reference: ReferenceClip, graph: GraphSpec) -> dict[str, Array]:
+        module = streaming_graph(self.checkpoint, graph)
+        states = initial_states(graph, 1)
+        for call in reference.calls([graph.frames_per_call or STEP_FRAMES]):
+            _, *present = module(torch.from_numpy(graph_input(call, graph)), *states)
+            states = tuple(present)
+        return {state.name: tensor.numpy().copy() for state, tensor in zip(graph.states, states, strict=True)}
+
+
+def graph_input(call: Piece, graph: GraphSpec) -> Array:
+    """What a graph gets for a call, batch 1: samples for an encoder, the reference's codes for a decoder.
+
+    A call that is shorter than a graph of fixed frames wants is filled up with zeros.
+    """
+    data: Array = call.samples[None, None] if graph.kind == "encoder" else call.codes[None, : graph.num_codebooks]
+    if graph.frames_per_call is not None:
+        missing = graph.frames_per_call * (data.shape[2] // call.codes.shape[1]) - data.shape[2]
+        data = np.pad(data, ((0, 0), (0, 0), (0, missing)))
+    return np.ascontiguousarray(data)
+
+
+def split(piece: Piece, start: int, stop: int) -> Piece:
+    """Frames `start` to `stop` of a piece."""
+    size = len(piece.samples) // piece.codes.shape[1]
+    audio = {count: values[start * size : stop * size] for count, values in piece.audio.items()}
+    return Piece(
+        piece.samples[start * size : stop * size], piece.latents[:, start:stop], piece.codes[:, start:stop], audio
+    )
+
+
+def join(first: Piece, second: Piece) -> Piece:
+    """Two pieces that follow each other as one."""
+    return Piece(
+        np.concatenate([first.samples, second.samples]),
+        np.concatenate([first.latents, second.latents], axis=1),
+        np.concatenate([first.codes, second.codes], axis=1),
+        {count: np.concatenate([values, second.audio[count]]) for count, values in first.audio.items()},
+    )
+
+
+def context_frames(geometry: Geometry) -> int:
+    """Frames before a frame that can have any influence on it, for encoder and decoder alike, rounded up."""
+    tokens = geometry.num_hidden_layers * (geometry.sliding_window - 1)
+    kinds: tuple[GraphKind, ...] = ("encoder", "decoder")
+    convs = max(_conv_context(geometry, kind) for kind in kinds)
+    return math.ceil(tokens / geometry.tokens_per_frame + convs * geometry.frame_rate) + 2
+
+
+def _conv_context(geometry: Geometry, kind: GraphKind) -> float:
+    """Seconds that the convolutions of one graph carry, summed over the layers."""
+    rate = float(geometry.sampling_rate) if kind == "encoder" else geometry.frame_rate
+    seconds = 0.0
+    for layer in conv_layers(geometry, kind):
+        rate = rate * layer.stride if layer.transposed else rate
+        seconds += layer.state_size / rate
+        rate = rate if layer.transposed else rate / layer.stride
+    return seconds
+
+
+def _quantizers(checkpoint: Checkpoint) -> list[ResidualQuantizer]:
+    """Upstream's residual quantisers in float64, from the codebooks that upstream itself computes."""
+    quantizer = upstream.parts(checkpoint.model).quantizer
+    found = []
+    for name in ("semantic", "acoustic"):
+        residual: Any = getattr(quantizer, f"{name}_residual_vector_quantizer")
+        projection: nn.Module | None = residual.input_proj
+        matrix = None if projection is None else _float64(projection.weight[:, :, 0])  # type: ignore[index, arg-type]
+        found.append(ResidualQuantizer(matrix, [_float64(layer.codebook.embed) for layer in residual.layers]))
+    return found
+
+
+def _float64(tensor: Tensor) -> npt.NDArray[np.float64]:
+    return tensor.detach().double().numpy()

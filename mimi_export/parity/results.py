@@ -1,0 +1,147 @@
+"""What parity finds out about one variant: plain data, filled by `measure`, judged by `checks`, shown by reports.
+
+Decibels are floats that may be infinite (see `metrics`); `None` stands for what was not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mimi_export.manifest import Manifest
+from mimi_export.parity.metrics import decibels
+from mimi_export.parity.ties import Agreement
+from mimi_export.spec import GraphKind
+
+Array = npt.NDArray[Any]
+Audio = npt.NDArray[np.float32]
+
+DRIFT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a result is from its reference."""
+
+    snr_db: float
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class AudioDifference(Difference):
+    """The same for audio, with distances of short-time spectra (`spectra.SpectralDistance`)."""
+
+    log_mel_db: float
+    multi_scale: float
+
+
+@dataclass
+class Timeline:
+    """Energies of signal and error per frame, and the verdict on each code (`ties`), `[K, frames]`.
+
+    Rows of `energies`: signal and error of the latents, of the decoder's audio, of the audio end to end.
+    """
+
+    energies: dict[str, tuple[Array, Array]]
+    verdict: npt.NDArray[np.uint8]
+
+    def snr_db(self, what: str, start: int, stop: int) -> float:
+        """SNR over a range of frames."""
+        signal, error = self.energies[what]
+        return decibels(float(signal[start:stop].sum()), float(error[start:stop].sum()))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """SNR in the first and in the last 10 s of a clip of at least 20 s."""
+
+    first_db: float
+    last_db: float
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The beginning of a clip to look at and to listen to, at most `EXCERPT_SECONDS`."""
+
+    original: Audio
+    reference: Audio
+    result: Audio
+
+
+@dataclass
+class ClipResult:
+    """One clip through one variant.
+
+    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`).
+    """
+
+    name: str
+    stress: bool
+    num_samples: int
+    num_frames: int
+    codes: dict[str, Agreement]
+    decoder_calls: dict[str, Difference]
+    latents: Difference | None
+    decoder: AudioDifference
+    end_to_end: AudioDifference
+    first_seconds: dict[str, Difference]
+    timeline: Timeline
+    excerpt: Excerpt
+    drift: dict[str, Drift] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds for one frame of one stream: median and 95th percentile."""
+
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass
+class VariantReport:
+    """Everything measured on one variant.
+
+    `states`: SNR of each state at the end of the first clip against the PyTorch step functions, in the order of
+    the graph's states. `timing` is by graph, at one frame a call (or what the graph is fixed to).
+    """
+
+    name: str
+    directory: str
+    manifest: Manifest
+    clips: list[ClipResult]
+    states: dict[GraphKind, dict[str, float]]
+    timing: dict[GraphKind, Timing]
+    sizes: dict[str, int]
+    tools: dict[str, str] = field(default_factory=dict)
+    checks: list[Any] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def codes(self) -> Agreement:
+        """Codes of all clips and all ways to call, together."""
+        total = Agreement()
+        for clip in self.clips:
+            for agreement in clip.codes.values():
+                total.add(agreement)
+        return total
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second of the codes."""
+        return self.manifest.geometry.bitrate(self.manifest.num_codebooks)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio, encoding and decoding."""
+        milliseconds = sum(timing.median_ms for timing in self.timing.values())
+        return milliseconds * self.manifest.geometry.frame_rate / 1000
+
+    @property
+    def passed(self) -> bool:
+        """Whether every budget is met."""
+        return all(check.passed for check in self.checks)

@@ -1,0 +1,195 @@
+"""Building variants from configurations: what is made, what is used again, what is refused.
+
+The exporter itself is replaced by a copy of a variant exported once; `tests/test_cli.py` builds one for real.
+"""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mimi_export import build as build_module
+from mimi_export.artifact import load_artifact
+from mimi_export.build import Built, build
+from mimi_export.errors import ConfigError, OutputError, ParityError
+from mimi_export.variants import ConvertRecipe, ExportRecipe, Variant
+
+FIRST = Variant("first", ExportRecipe(8, "model-a"))
+SECOND = Variant("second", ExportRecipe(8, "model-b"))
+HALF = Variant("half", ConvertRecipe("first", "fp16"))
+VARIANTS = {variant.name: variant for variant in (HALF, FIRST, SECOND)}
+
+
+@pytest.fixture
+def house(tiny_variant, tiny_checkpoint, tmp_path, monkeypatch):
+    """A place to build in: `house(names, **options)` builds; `house.log` lists what was loaded, made and checked."""
+    template = tiny_variant()
+    log: list[str] = []
+
+    def export(checkpoint, path, num_codebooks, *, name, force, **options):
+        log.append(f"export {name}")
+        if path.exists():
+            assert force
+            shutil.rmtree(path)
+        shutil.copytree(template, path)
+
+    def load(model, revision):
+        log.append(f"load {model}")
+        return SimpleNamespace(
+            model=house.model, geometry=tiny_checkpoint.geometry, source=model, revision=revision or "r1"
+        )
+
+    def convert(recipe, parent, path):
+        log.append(f"convert {parent.name}")
+        shutil.copytree(parent, path, dirs_exist_ok=True)
+
+    def house(names=("first",), variants=VARIANTS, **options):
+        log.clear()
+        options = {"converters": {"fp16": convert}, "load": load} | options
+        return build(variants, names, tmp_path / "artifacts", progress=lambda text: None, **options)
+
+    house.log = log
+    house.model = torch.nn.Linear(2, 2)
+    house.path = tmp_path / "artifacts"
+    monkeypatch.setattr(build_module, "export_variant", export)
+    return house
+
+
+def test_builds_once(house):
+    assert house() == [Built("first", house.path / "first", False)]
+    assert house.log == ["load model-a", "export first"]
+    load_artifact(house.path / "first", verify_hashes=True)
+    assert house() == [Built("first", house.path / "first", True)]
+    assert house.log == ["load model-a"]
+
+
+def test_all_parents_first_and_weights_loaded_once(house):
+    assert [entry.name for entry in house(())] == ["first", "second", "half"]
+    assert house.log == ["load model-a", "export first", "load model-b", "export second", "convert first"]
+    house((), model="other", force=True)
+    assert house.log == ["load other", "export first", "export second", "convert first"]
+    assert [entry.name for entry in house(["half"])] == ["first", "half"]  # a parent comes without being named
+    assert all(entry.reused for entry in house((), model="model-a")) is False
+
+
+@pytest.mark.parametrize("change", ["weights", "model", "revision", "recipe", "code", "tools", "file", "missing", "stamp"])
+def test_what_is_changed_is_built_again(house, change, monkeypatch):
+    house(["half"])
+    options = {}
+    if change == "weights":
+        house.model = torch.nn.Linear(2, 2)
+    elif change == "model":
+        options = {"model": "model-c"}
+    elif change == "revision":
+        options = {"model": "model-a", "revision": "r2"}
+    elif change == "recipe":
+        recipe = dataclasses.replace(FIRST.recipe, num_codebooks=4)
+        options = {"variants": VARIANTS | {"first": dataclasses.replace(FIRST, recipe=recipe)}}
+    elif change == "code":
+        monkeypatch.setattr(build_module, "_code_sha256", lambda: "0")
+    elif change == "tools":
+        monkeypatch.setattr(build_module, "tool_versions", lambda: {"torch": "99"})
+    elif change == "file":
+        path = house.path / "first" / "encoder_model.onnx"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1  # same size, other content
+        path.write_bytes(content)
+    elif change == "missing":
+        shutil.rmtree(house.path / "first")
+    else:
+        (house.path / ".build" / "first.json").write_text("{")
+    assert house(["first"], **options)[0].reused is False
+    assert "export first" in house.log
+    assert house(["first"], **options)[0].reused is True
+
+
+def test_budgets_are_no_input(house):
+    house()
+    other = dataclasses.replace(FIRST, budgets=("anything",))
+    assert house(variants={"first": other})[0].reused is True
+
+
+def test_a_changed_parent_is_converted_again(house):
+    house(["half"])
+    manifest = house.path / "first" / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["tools"]["torch"] = "99"  # a parent that differs in nothing but its manifest
+
+    def convert(recipe, parent, path):
+        house.log.append("converted again")
+
+    assert house(["half"], converters={"fp16": convert})[1].reused is True
+    manifest.write_text(json.dumps(content))
+    stamp = house.path / ".build" / "first.json"
+    record = json.loads(stamp.read_bytes())
+    stamp.write_text(json.dumps(record | {"manifest": build_module.sha256(manifest)}))
+    built = house(["half"], converters={"fp16": convert})
+    assert [entry.reused for entry in built] == [True, False]
+    assert house.log[-1] == "converted again"
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_was_not_built_here_is_not_replaced(house, kind, tiny_variant):
+    house.path.mkdir()
+    target = house.path / "first"
+    if kind == "directory":
+        shutil.copytree(tiny_variant(), target)
+    else:
+        target.write_text("mine")
+    with pytest.raises(OutputError, match="was not made by `mimi-export build`"):
+        house()
+    assert house.log == []  # refused before anything was loaded
+    if kind == "directory":
+        assert house(force=True)[0].reused is False
+
+
+def test_an_interrupted_build_is_taken_up(house):
+    def broken(recipe, parent, path):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        house(["half"], converters={"fp16": broken})
+    (house.path / "half").mkdir()
+    (house.path / "half" / "manifest.json").write_text("{}")  # as if it ended between the rename and the stamp
+    assert [entry.reused for entry in house(["half"])] == [True, False]
+
+
+def test_a_variant_is_good_only_after_its_check(house):
+    def bad(variant, path):
+        raise ParityError("3 dB, expected at least 110")
+
+    def good(variant, path):
+        house.log.append(f"check {variant.name}")
+
+    with pytest.raises(ParityError):
+        house(check=bad)
+    assert house(check=good)[0].reused is True  # made before, checked now
+    assert house.log == ["load model-a", "check first"]
+    house(check=bad)  # found good already
+    assert house.log == ["load model-a"]
+    house(check=good, force=True)
+    assert house.log == ["load model-a", "export first", "check first"]
+
+
+def test_unknown_names(house):
+    with pytest.raises(ConfigError, match="no variant 'third'; configured are half, first, second"):
+        house(["third"])
+    with pytest.raises(ConfigError, match="half: this program has no conversion to fp16"):
+        house(["half"], converters={})
+    assert not house.path.exists()
+
+
+def test_code_hash_knows_the_exporter(monkeypatch, tmp_path):
+    package = tmp_path / "mimi_export"
+    (package / "cli").mkdir(parents=True)
+    for name in ("__init__.py", "graphs.py", "cli/errors.py"):
+        (package / name).write_text("1")
+    monkeypatch.setattr(build_module.mimi_export, "__file__", str(package / "__init__.py"))
+    before = build_module._code_sha256()
+    (package / "cli/errors.py").write_text("2")
+    assert build_module._code_sha256() == before
+    (package / "graphs.py").write_text("2")
+    assert build_module._code_sha256() != before
