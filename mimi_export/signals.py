@@ -8,11 +8,13 @@ pitch, formants, noise, pauses and levels as speech does, which is what a speech
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Audio = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Signal = Callable[[float, int, int], Audio]
 
 SAMPLING_RATE = 24_000
@@ -48,7 +50,7 @@ def speech_like(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RAT
     noise = rng.standard_normal(samples)
     voiced = (1 - 2 * (phase % 1.0)) * np.interp(clock, times, tracks["voiced"])
     unvoiced = noise * np.interp(clock, times, tracks["unvoiced"])
-    starts = clock[:: _FRAME // 2]
+    starts = clock[:: _FRAME // 2]  # one short-time spectrum begins at each
     formants = np.stack([np.interp(starts, times, track) for track in tracks["formants"].T], axis=1)
     frequencies = np.fft.rfftfreq(_FRAME, 1 / sampling_rate)
     audio = _filtered(voiced, _resonances(frequencies, formants))
@@ -57,14 +59,15 @@ def speech_like(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RAT
     return np.clip(audio, -1, 1).astype(np.float32)
 
 
-def chirp(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -> Audio:
+def chirp(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -> Audio:  # noqa: ARG001 - a Signal
     """A sine of amplitude 0.5 that sweeps exponentially from 50 Hz to 0.45 of the sampling rate."""
     samples = _length(seconds, sampling_rate)
     low, high = 50.0, 0.45 * sampling_rate
     octaves = np.log(high / low)
     progress = np.arange(samples) / max(samples, 1)
     phase = low * samples / sampling_rate / octaves * np.expm1(progress * octaves)
-    return (0.5 * np.sin(2 * np.pi * phase)).astype(np.float32)
+    audio: Audio = (0.5 * np.sin(2 * np.pi * phase)).astype(np.float32)
+    return audio
 
 
 def impulse(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -> Audio:
@@ -78,7 +81,7 @@ def impulse(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -
     return audio
 
 
-def silence(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -> Audio:
+def silence(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE) -> Audio:  # noqa: ARG001 - a Signal
     """Zeros."""
     return np.zeros(_length(seconds, sampling_rate), np.float32)
 
@@ -104,7 +107,7 @@ def _length(seconds: float, sampling_rate: int) -> int:
     return round(seconds * sampling_rate)
 
 
-def _syllables(seconds: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+def _syllables(seconds: float, rng: np.random.Generator) -> tuple[Array, dict[str, Array]]:
     """Times of the corners of piecewise linear control tracks, and the tracks: a row for each corner.
 
     A syllable is a consonant of noise and a vowel; every fourth to eighth is followed by a pause.
@@ -136,7 +139,7 @@ def _syllables(seconds: float, rng: np.random.Generator) -> tuple[NDArray[np.flo
     return np.cumsum(steps.ravel()), corners
 
 
-def _resonances(frequencies: NDArray[np.float64], formants: NDArray[np.float64]) -> NDArray[np.float64]:
+def _resonances(frequencies: Array, formants: Array) -> Array:
     """Gain of four parallel resonances at each frame and frequency, `[frames, frequencies]`."""
     gain = np.full((len(formants), len(frequencies)), 0.03)
     for k, bandwidth in enumerate(_BANDWIDTHS):
@@ -145,22 +148,22 @@ def _resonances(frequencies: NDArray[np.float64], formants: NDArray[np.float64])
     return gain
 
 
-def _hiss(frequencies: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def _hiss(frequencies: Array, centres: Array) -> Array:
     """Gain of one broad band around each frame's centre, `[frames, frequencies]`."""
-    gain: NDArray[np.float64] = 0.5 / (1 + ((frequencies[None] - centres[:, None]) / 1500) ** 2)
+    gain: Array = 0.5 / (1 + ((frequencies[None] - centres[:, None]) / 1500) ** 2)
     return gain
 
 
-def _filtered(source: NDArray[np.float64], gains: NDArray[np.float64]) -> NDArray[np.float64]:
+def _filtered(source: Array, gains: Array) -> Array:
     """Each half-overlapping Hann frame of `source` times its own gain, added up again to the same length."""
     hop = _FRAME // 2
     frames = len(gains)
     padded = np.zeros((frames + 1) * hop)
     padded[: len(source)] = source
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::hop] if frames else np.zeros((0, _FRAME))
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FRAME) / _FRAME)
+    pieces = padded[np.arange(frames)[:, None] * hop + np.arange(_FRAME)]
+    window: Array = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FRAME) / _FRAME)
     shaped = np.fft.irfft(np.fft.rfft(pieces * window) * gains, _FRAME)
-    result = np.zeros((frames + 1) * hop)
+    result: Array = np.zeros((frames + 1) * hop)
     result[: frames * hop] += shaped[:, :hop].ravel()
     result[hop:] += shaped[:, hop:].ravel()
     return result[: len(source)]

@@ -175,12 +175,17 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """All inputs and outputs of one graph: the data, then the states in their published order."""
+    """All inputs and outputs of one graph: the data, then the states in their published order.
+
+    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps.
+    """
 
     kind: GraphKind
     layout: KvLayout
     num_codebooks: int
     frames_per_call: int | None
+    frame_size: int
+    window_length: int
     data_input: TensorSpec
     data_output: TensorSpec
     states: tuple[StateSpec, ...]
@@ -250,7 +255,10 @@ def graph_spec(
         data_input = TensorSpec("audio_codes", "int64", (BATCH, CODEBOOKS, frames))
         data_output = TensorSpec("audio_values", "float32", audio)
     states = (*_conv_states(geometry, kind), *_kv_states(geometry, layout, frames_per_call))
-    return GraphSpec(kind, layout, num_codebooks, frames_per_call, data_input, data_output, states)
+    window = geometry.sliding_window - 1
+    return GraphSpec(
+        kind, layout, num_codebooks, frames_per_call, geometry.frame_size, window, data_input, data_output, states
+    )
 
 
 def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:

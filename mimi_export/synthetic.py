@@ -18,15 +18,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
 
 from mimi_export import upstream
+from mimi_export.errors import CheckpointError, MimiExportError
+from mimi_export.files import atomic_directory, sha256
 from mimi_export.geometry import Geometry
 from mimi_export.signals import speech_like
 
@@ -34,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (step, done, of how many)
 
+SYNTHETIC_NAMES = ("synthetic", "synthetic:tiny")
+FORMAT_VERSION = 1  # raised whenever other weights come from the same seed
+SEED = 0
+_HASHES = "sha256.txt"
 LAYER_SCALE = 0.4
 DECODER_RMS = 0.1
 _ELU_GAIN = 1.25  # 1 / rms of elu(x) for normal x of unit variance
@@ -64,13 +74,76 @@ def synthetic_config(name: str) -> MimiConfig:
     raise KeyError(name)
 
 
+def _no_report(*_: object) -> None:
+    """Take a report of progress and do nothing."""
+
+
+def synthetic_revision() -> str:
+    """What tells the weights of one version of this module from another's."""
+    return f"format {FORMAT_VERSION}, seed {SEED}"
+
+
+def cache_root() -> Path:
+    """Where made checkpoints are kept: `$MIMI_EXPORT_CACHE`, or `mimi-export` in the user's cache directory."""
+    own = os.environ.get("MIMI_EXPORT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mimi-export"
+
+
+def synthetic_directory(name: str, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
+    """The directory of a named synthetic checkpoint in Hugging Face's form, made on first use.
+
+    It is made beside its place and renamed, so a reader never sees half of it; one that does not have the content
+    that was written is made again. Processes that want the same one wait for the first.
+
+    Raises:
+        CheckpointError: the cache cannot be written.
+    """
+    root = cache_root() if cache_dir is None else cache_dir
+    directory = root / f"{name.replace(':', '-')}-{FORMAT_VERSION}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{directory.name}.lock"):
+            if not _intact(directory):
+                logger.info("making the checkpoint %s", name)
+                _save(synthetic_model(synthetic_config(name), SEED, progress), directory)
+    except OSError as error:
+        reason = error if isinstance(error, MimiExportError) else error.strerror
+        raise CheckpointError(
+            f"cannot keep the checkpoint {name} in {root}: {reason}; set MIMI_EXPORT_CACHE to a directory to write to"
+        ) from error
+    return directory
+
+
+def _save(model: MimiModel, directory: Path) -> None:
+    """Write a model as transformers does, and the hashes of its files last."""
+    shutil.rmtree(directory, ignore_errors=True)  # damaged, or there would be no need to save
+    with atomic_directory(directory) as temporary, upstream.quiet_transformers():
+        model.save_pretrained(temporary)
+        lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
+        (temporary / _HASHES).write_text("".join(lines), "utf-8")
+
+
+def _intact(directory: Path) -> bool:
+    """Whether all files of a made checkpoint are there with the content that was written."""
+    try:
+        lines = (directory / _HASHES).read_text("utf-8").splitlines()
+        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        return {"config.json", "model.safetensors"} <= set(wanted) and all(
+            sha256(directory / name) == digest for name, digest in wanted.items()
+        )
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return False
+
+
 def synthetic_model(config: MimiConfig, seed: int = 0, progress: Progress | None = None) -> MimiModel:
     """A model of any geometry with weights made from `seed`, in float32 and ready to use.
 
     Raises:
         ConfigError: the geometry cannot be streamed.
     """
-    report = progress or (lambda step, done, total: None)
+    report = progress or _no_report
     Geometry.from_config(upstream.config_fields(config))
     with upstream.quiet_transformers():
         model = MimiModel(config).eval().requires_grad_(False)
@@ -152,7 +225,7 @@ def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, report: Progre
         report("encoding speech for the codebooks", row * row_frames, frames)
         audio = speech_like(samples / geometry.sampling_rate, seed + row, geometry.sampling_rate)
         rows.append(upstream.encode_latents(model, torch.from_numpy(audio[None, None]))[0].T)
-    return torch.cat(rows).clone()
+    return torch.cat(rows)
 
 
 @torch.no_grad()
@@ -199,9 +272,7 @@ def _codebook(residual: Tensor, size: int, name: str, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def _set_decoder_level(
-    model: MimiModel, tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry
-) -> None:
+def _set_decoder_level(model: MimiModel, tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry) -> None:
     """Scale the last convolution so that decoded speech has the wished level and no offset."""
     last = max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.layers."))
     weight, bias = tensors[f"decoder.layers.{last}.conv.weight"], tensors[f"decoder.layers.{last}.conv.bias"]

@@ -52,8 +52,9 @@ def check_transformers_version(version: str = transformers.__version__) -> None:
     """Raise `CheckpointError` for a transformers whose Mimi is no correct reference."""
     if Version(version) < Version(OLDEST_TRANSFORMERS):
         raise CheckpointError(
-            f"transformers {version} has no sliding attention window in its Mimi, so what it computes after the "
-            f"window (10 s of audio) is wrong; install one that has it: pip install 'transformers>={OLDEST_TRANSFORMERS},<6'"
+            f"transformers {version} has no sliding attention window in its Mimi, so all that it computes "
+            "after 10 s of audio is wrong and there is no correct reference; "
+            f"install a newer one: pip install 'transformers>={OLDEST_TRANSFORMERS},<6'"
         )
 
 
@@ -81,7 +82,7 @@ def parts(model: MimiModel) -> Parts:
 
 
 def tensors_on_disk(model: MimiModel) -> dict[str, Tensor]:
-    """The saved tensors of `model`, live and by the names they have in `model.safetensors`, the same in all versions."""
+    """The saved tensors of `model`, live, by their names in `model.safetensors`, which all versions share."""
     tensors: dict[str, Tensor] = {}
     found = parts(model)
     for field in fields(Parts):
@@ -117,7 +118,7 @@ def clear_codebook_cache(model: MimiModel) -> None:
     """Make upstream compute its codebooks anew: it keeps `embed_sum / cluster_usage` from the first use on."""
     for module in parts(model).quantizer.modules():
         if hasattr(module, "embed_sum"):
-            module._embed = None
+            setattr(module, "_embed", None)  # noqa: B010 - no declared attribute of a module
 
 
 @torch.no_grad()

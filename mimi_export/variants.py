@@ -49,8 +49,8 @@ METRICS: dict[str, str] = {
 }
 # Options of a conversion by the precision it gives: key -> TOML type.
 CONVERSIONS: dict[str, dict[str, type]] = {
-    "fp16": {},
-    "int8": {"target": str, "block_size": int, "keep_float": list},
+    "fp16": {"keep": list},
+    "int8": {"target": str, "block_size": int, "bits": int, "keep": list},
 }
 
 

@@ -154,7 +154,7 @@ def match_codes(model: Any, latents: np.ndarray, reference: np.ndarray, codes: n
 
 
 def _near(model: Any, latent: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Whether each code `[K]` of one frame is a nearest entry, to within rounding."""
+    """Whether each code `[K]` of one frame, and all before it, are nearest entries to within rounding."""
     rounding = 10 ** (-DECODER_SNR / 20)
     quantizer = upstream.parts(model).quantizer
     semantic = quantizer.num_semantic_quantizers
@@ -163,13 +163,14 @@ def _near(model: Any, latent: np.ndarray, codes: np.ndarray) -> np.ndarray:
         residual_quantizer = getattr(quantizer, f"{half}_residual_vector_quantizer")
         projection = residual_quantizer.input_proj
         residual = latent if projection is None else projection.weight[:, :, 0].double().numpy() @ latent
-        scale = np.linalg.norm(residual)
+        scale, right = np.linalg.norm(residual), True
         for code, layer in zip(part, residual_quantizer.layers, strict=False):
             entries = layer.codebook.embed.double().numpy()
             distances = np.square(residual - entries).sum(axis=1)
             best = int(distances.argmin())
             moved = 2 * rounding * scale * np.linalg.norm(entries[best] - entries[code])
             computed = 4 * np.finfo(np.float32).eps * (np.square(residual).sum() + np.square(entries[code]).sum())
-            near.append(distances[code] - distances[best] <= moved + computed)
+            right = right and bool(distances[code] - distances[best] <= moved + computed)
+            near.append(right)
             residual = residual - entries[code]
     return np.array(near)

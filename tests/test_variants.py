@@ -37,7 +37,7 @@ name = "b"
 parent = "a"
 precision = "int8"
 target = "single"
-keep_float = ["enc_0"]
+keep = ["enc_0"]
 """
 
 
@@ -72,7 +72,7 @@ def test_every_field_is_read(tmp_path):
     variants = load_variants(tmp_path)
     assert list(variants) == ["a", "b"]
     assert variants["a"].recipe == ExportRecipe(4, "synthetic:tiny", "main", "ring", 2)
-    assert variants["b"].recipe == ConvertRecipe("a", "int8", {"target": "single", "keep_float": ["enc_0"]})
+    assert variants["b"].recipe == ConvertRecipe("a", "int8", {"target": "single", "keep": ["enc_0"]})
     assert variants["a"].budgets == (
         Budget("code_tie_percent", None, 0.5, "rounding"),
         Budget("decoder_snr_db", 110, None, "measured"),

@@ -109,7 +109,7 @@ class Steps:
         if text != self._text:
             self.step(text)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done, total=total or None)
         elif total and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             self._line(f"{text} {100 * done / total:.0f} %")

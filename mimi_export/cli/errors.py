@@ -53,7 +53,8 @@ def errors_as_exit_codes() -> Iterator[None]:
     except Exception as error:
         if _is_usage_error(error):
             raise
-        raise _exit(f"this is a defect of mimi-export, {type(error).__name__}: {error}", DEFECT) from error
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise _exit(f"this is a defect of mimi-export ({type(error).__name__}: {reason}); see -v", DEFECT) from error
 
 
 @contextmanager

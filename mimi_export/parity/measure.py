@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -347,8 +346,3 @@ def _machine(tools: Mapping[str, str]) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-
-
-def variant_paths(paths: Sequence[Path]) -> list[Path]:
-    """The directories to measure, each once, in the order given."""
-    return list(dict.fromkeys(paths))

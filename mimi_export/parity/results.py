@@ -6,7 +6,7 @@ Decibels are floats that may be infinite (see `metrics`); `None` stands for what
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from mimi_export.manifest import Manifest
 from mimi_export.parity.metrics import decibels
 from mimi_export.parity.ties import Agreement
 from mimi_export.spec import GraphKind
+
+if TYPE_CHECKING:
+    from mimi_export.parity.checks import Check
+    from mimi_export.parity.explain import Explanation
 
 Array = npt.NDArray[Any]
 Audio = npt.NDArray[np.float32]
@@ -118,8 +122,8 @@ class VariantReport:
     timing: dict[GraphKind, Timing]
     sizes: dict[str, int]
     tools: dict[str, str] = field(default_factory=dict)
-    checks: list[Any] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)
 
     @property
     def codes(self) -> Agreement:
@@ -145,3 +149,31 @@ class VariantReport:
     def passed(self) -> bool:
         """Whether every budget is met."""
         return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """A variant directory that could not be measured, and why."""
+
+    directory: str
+    reason: str
+
+
+@dataclass
+class ParityRun:
+    """All variants of one call of the command."""
+
+    reports: list[VariantReport]
+    not_measured: list[NotMeasured] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was measured and every budget is met."""
+        return bool(self.reports) and not self.not_measured and all(report.passed for report in self.reports)
+
+    @property
+    def missed(self) -> list[str]:
+        """One line for each budget that is not met."""
+        return [
+            f"{report.name}: {check.line}" for report in self.reports for check in report.checks if not check.passed
+        ]

@@ -13,6 +13,7 @@ One session serves any number of streams; a stream is a few buffers and the past
 """
 
 from mimi_export.runtime.codec import Codec, Decoder, Encoder, load
+from mimi_export.runtime.pool import PoolOutput, PoolStream, StreamPool
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream, Flush, Snapshot
 
@@ -24,6 +25,9 @@ __all__ = [
     "EncoderStream",
     "Flush",
     "GraphSession",
+    "PoolOutput",
+    "PoolStream",
     "Snapshot",
+    "StreamPool",
     "load",
 ]

@@ -41,6 +41,7 @@ class GraphSession:
     ) -> None:
         self.path = Path(path)
         self.spec = spec
+        self.device = "cuda" if providers and providers[0] == "CUDAExecutionProvider" else "cpu"
         unknown = [name for name in providers if name not in ort.get_available_providers()]
         if unknown:
             raise ConfigError(
@@ -60,15 +61,17 @@ def _open(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSe
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
-    except _load_errors() as error:
+    except ort_errors() as error:
         reason = str(error).strip().splitlines()[0]
         raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {reason}") from error
 
 
-def _load_errors() -> tuple[type[Exception], ...]:
-    """onnxruntime raises classes of its own, which only its extension module names."""
+def ort_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: classes of its own that only its extension module names, and `RuntimeError`."""
     state = ort.capi.onnxruntime_pybind11_state
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "ModelLoaded")
+    names = (
+        "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException",
+    )  # fmt: skip
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 

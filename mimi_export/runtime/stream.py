@@ -128,7 +128,7 @@ class EncoderStream(_Stream):
         """
         if self._ended:
             raise AudioError("this stream was flushed; call reset() to begin a new one")
-        audio = _audio(samples, self.batch)
+        audio = check_audio(samples, self.batch)
         outputs = self._run(audio)
         self._count += audio.shape[-1]
         return np.concatenate(outputs, axis=-1) if outputs else self._no_codes
@@ -213,7 +213,8 @@ class DecoderStream(_Stream):
         return array.astype(np.int64)
 
 
-def _audio(samples: npt.ArrayLike, batch: int) -> Audio:
+def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
+    """Samples `[n]` (batch 1) or `[B, n]` as float32 `[B, 1, n]`; `AudioError` for what no encoder should get."""
     array: npt.NDArray[Any] = np.asarray(samples)
     if array.dtype.kind != "f":
         raise AudioError(f"samples are {array.dtype}, expected floats of full scale 1.0 (int16 / 32768)")

@@ -103,8 +103,7 @@ class ProductConvTranspose(nn.Module):
         """`[B, in, T]` to `[B, out, T·stride]`."""
         layer = self.layer
         steps, outs, stride = x.shape[2], layer.out_channels, layer.stride
-        rows = x[..., None].transpose(1, 2).reshape(-1, steps, layer.in_channels)  # a bare transpose would be fused
-        halves = product(rows, self.weight).split(outs * stride, dim=2)  # into a product that cannot pack its weights
+        halves = product(x.transpose(1, 2), self.weight).split(outs * stride, dim=2)
         first, second = (
             half.reshape(-1, steps, outs, stride).transpose(1, 2).reshape(-1, outs, steps * stride) for half in halves
         )

@@ -1,0 +1,57 @@
+# Every target does its own set-up: `make demo` and `make test` work in a fresh clone.
+#
+#   make demo                      export the 8-codebook variant, prove it against PyTorch, run a recording through it
+#   make demo MODEL=kyutai/mimi    the same with the real weights from the Hugging Face Hub
+#   make test                      lint-free test run (about ten minutes); make test-fast stays under 90 seconds
+#
+# PyTorch comes as the version in constraints.txt. Where the package index would send a CUDA build of it, point PIP
+# at an index of CPU builds first: PIP_EXTRA_INDEX_URL=... make demo
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?= synthetic
+VARIANTS ?= streaming-8cb
+AUDIO ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-compat lint format build parity report clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing packages (a few minutes the first time)"
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
+	@touch $@
+
+install: $(STAMP)  ## make the virtual environment and install everything
+
+demo: $(STAMP)  ## export streaming-8cb, check parity, encode and decode a recording
+	$(BIN)/python scripts/demo.py --model $(MODEL) $(if $(AUDIO),--audio $(AUDIO))
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## tests on the tiny checkpoint only
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(STAMP)  ## build all variants of configs/ from MODEL into artifacts/
+	$(BIN)/mimi-export build --model $(MODEL)
+
+clean:  ## remove what was built
+	rm -rf artifacts/streaming-* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,152 @@
+"""A report against budgets: what was got, what was wanted, which clip or state is to blame.
+
+An exact variant (float32) has to be exact on every clip and in every state. For the others, budgets in decibels and
+codes hold for speech and music, not for clips marked `stress`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mimi_export.manifest import Manifest
+from mimi_export.parity.results import ClipResult, VariantReport
+from mimi_export.parity.ties import Agreement
+from mimi_export.spec import GRAPH_KINDS
+from mimi_export.variants import Budget, Variant
+
+EXACT = "fp32"
+STATE_DB = 90.0
+STATE_REASON = "rounding leaves more than 110 dB in every state; one that is lost, swapped or shifted has 40 dB or less"
+
+_EXACT_REASON = "a stream computes what the batch computes; only rounding may differ"
+DEFAULT_BUDGETS: dict[str, tuple[Budget, ...]] = {
+    EXACT: (
+        Budget("code_agreement_percent", 100.0, None, _EXACT_REASON),
+        Budget("code_tie_percent", None, 0.1, "rounding decides about one frame in 500"),
+        Budget("decoder_snr_db", 110.0, None, _EXACT_REASON),
+    ),
+    "fp16": (
+        Budget("latent_snr_db", 60.0, None, "weights rounded to 11 bits leave 61 to 63 dB"),
+        Budget("decoder_snr_db", 60.0, None, "weights rounded to 11 bits leave 61 to 63 dB"),
+    ),
+    "int8": (
+        Budget("latent_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
+        Budget("decoder_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
+    ),
+}
+
+METRIC_WORDS = {
+    "code_agreement_percent": ("equal codes, ties apart", "%"),
+    "code_tie_percent": ("ties", "%"),
+    "latent_snr_db": ("latents SNR", "dB"),
+    "decoder_snr_db": ("decoder SNR", "dB"),
+    "end_to_end_snr_db": ("end-to-end SNR", "dB"),
+    "state_snr_db": ("states SNR", "dB"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One budget and what was found; `where` is the clip or state that decided."""
+
+    metric: str
+    got: float
+    wanted: str
+    passed: bool
+    where: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """Which, got and wanted, on one line."""
+        words, unit = METRIC_WORDS[self.metric]
+        verdict = "ok" if self.passed else "MISSED"
+        return f"{verdict}: {words} {number(self.got)} {unit}, wanted {self.wanted} {unit} ({self.where})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A measured number for people: `exact` for an infinite SNR, `—` for what was not measured."""
+    if value is None or math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "exact" if value > 0 else "-∞"
+    return f"{value:.{digits}f}"
+
+
+def budgets_for(manifest: Manifest, variants: Mapping[str, Variant]) -> tuple[Budget, ...]:
+    """The budgets of the configuration of the same name, else those of the precision; none for unknown ones."""
+    if manifest.name in variants and variants[manifest.name].budgets:
+        return variants[manifest.name].budgets
+    return DEFAULT_BUDGETS.get(manifest.precision.partition("-")[0], ())
+
+
+def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
+    """Every budget as a check; an exact variant's states, too."""
+    exact = report.manifest.precision == EXACT
+    clips = [clip for clip in report.clips if exact or not clip.stress] or report.clips
+    checks = [_check(budget, report, clips) for budget in budgets]
+    if exact:
+        checks.append(_state_check(report))
+    return checks
+
+
+def weak_states(report: VariantReport, limit: float = STATE_DB) -> list[str]:
+    """States below `limit` dB as `encoder key_0 (12.3 dB)`, in the order of computation of each graph."""
+    found = []
+    for kind in GRAPH_KINDS:
+        for name in computation_order(report.manifest, kind):
+            value = report.states.get(kind, {}).get(name, math.inf)
+            if not value >= limit:
+                found.append(f"{kind} {name} ({number(value, 1)} dB)")
+    return found
+
+
+def computation_order(manifest: Manifest, kind: str) -> list[str]:
+    """Names of a graph's states in the order in which a call meets them."""
+    graph = manifest.spec("encoder" if kind == "encoder" else "decoder")
+    convs = [state.name for state in graph.states if state.kind in ("conv", "conv_tr")]
+    others = [state.name for state in graph.states if state.name not in convs]
+    middle = len(convs) - 1 if kind == "encoder" else 1  # the transformer stands before or after the resampling
+    return [*convs[:middle], *others, *convs[middle:]]
+
+
+def _check(budget: Budget, report: VariantReport, clips: Sequence[ClipResult]) -> Check:
+    got, where = _value(budget.metric, report, clips)
+    return Check(budget.metric, got, budget.wanted, budget.holds(got), where, budget.reason)
+
+
+def _value(metric: str, report: VariantReport, clips: Sequence[ClipResult]) -> tuple[float, str]:
+    if metric in ("code_agreement_percent", "code_tie_percent"):
+        total = Agreement()
+        for clip in clips:
+            for agreement in clip.codes.values():
+                total.add(agreement)
+        if metric == "code_agreement_percent":
+            return 100 * total.apart_from_ties, f"{total.differ} of {total.codes} codes differ without being ties"
+        # one tie in a short clip is more than 0.1 % and proves nothing
+        percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
+        return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
+    if metric == "state_snr_db":
+        check = _state_check(report)
+        return check.got, check.where
+    getters: dict[str, Callable[[ClipResult], list[float]]] = {
+        "latent_snr_db": lambda clip: [clip.latents.snr_db] if clip.latents else [],
+        "decoder_snr_db": lambda clip: [clip.decoder.snr_db, *(call.snr_db for call in clip.decoder_calls.values())],
+        "end_to_end_snr_db": lambda clip: [clip.end_to_end.snr_db],
+    }
+    values = [(value, clip.name) for clip in clips for value in getters[metric](clip)]
+    if not values:
+        return math.nan, "not measured: the graph does not name its latents"
+    value, name = min(values)
+    return value, f"worst clip {name}"
+
+
+def _state_check(report: VariantReport) -> Check:
+    values = [(value, f"{kind} {name}") for kind in report.states for name, value in report.states[kind].items()]
+    worst, where = min(values, default=(math.nan, "no states"))
+    weak = weak_states(report)
+    if weak:
+        where = f"first bad state: {weak[0]}" + (f", and {len(weak) - 1} more" if len(weak) > 1 else "")
+    return Check("state_snr_db", worst, f"at least {STATE_DB:g}", worst >= STATE_DB, where, STATE_REASON)

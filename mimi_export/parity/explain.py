@@ -1,0 +1,190 @@
+"""Where a graph goes wrong: PyTorch step functions and ONNX graph in lockstep, compared at every tap.
+
+Before each call both get the same states, those of the step functions. So an error cannot travel from call to call,
+and the first place in the order of computation that differs, in the first call where any does, is the guilty one:
+
+    call 0   enc_0 ok   enc_1_b1 ok   …  codes ok      present states ok
+    call 1   enc_0 ok   enc_1_b1 PARTS                 -> stage enc_1_b1, which reads past_conv_enc_1_b1_state
+
+Then the step functions try on what the graph may have done to the stage's states: ignored one, or read another of
+the same shape. If that gives the graph's own values, it is what happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mimi_export.artifact import Artifact
+from mimi_export.graphs import StreamingGraph, initial_states, streaming_graph
+from mimi_export.parity.metrics import snr_db
+from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
+from mimi_export.parity.tapped import States, TappedGraph
+from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec
+
+# Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
+# of 11 bits 60, of 8 bits 30.
+LIMITS = {"fp32": 90.0, "fp16": 40.0, "int8": 15.0}
+CALL_FRAMES = (3, 1)  # frames a call of the first and the second walk over the clip
+EXTRA_FRAMES = 12  # frames looked at after the first token has left the attention window
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The first place where a graph parts from the step functions.
+
+    `place` is a stage (a tap's name), a state or the data output; `agreement` holds all places of that call in the
+    order of computation, in dB.
+    """
+
+    kind: GraphKind
+    place: str
+    call: int
+    frame: int
+    snr_db: float
+    cause: str
+    agreement: tuple[tuple[str, float], ...]
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        value = "nothing in common" if self.snr_db < 0 else f"{self.snr_db:.1f} dB"
+        return f"{self.kind}: parts at {self.place} in call {self.call} (frame {self.frame}), {value}; {self.cause}"
+
+
+def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> list[Explanation]:
+    """The first difference of each graph; a graph without one is not in the list."""
+    limit = LIMITS.get(artifact.manifest.precision.partition("-")[0], 60.0)
+    found = []
+    for kind in GRAPH_KINDS:
+        graph = artifact.spec(kind)
+        lockstep = _Lockstep(
+            TappedGraph(artifact.graph_path(kind), graph), streaming_graph(reference.checkpoint, graph), limit
+        )
+        for frames in (graph.frames_per_call,) if graph.frames_per_call else CALL_FRAMES:
+            explanation = lockstep.walk(truth, frames)
+            if explanation is not None:
+                found.append(explanation)
+                break
+    return found
+
+
+class _Lockstep:
+    """One graph twice: as a file and as step functions."""
+
+    def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float) -> None:
+        self._tapped, self._module, self._limit = tapped, module, limit
+        self._graph: GraphSpec = module.graph
+
+    def walk(self, truth: ReferenceClip, frames: int) -> Explanation | None:
+        """Step through the beginning of a clip until something differs."""
+        geometry = self._module.geometry
+        last = geometry.sliding_window // geometry.tokens_per_frame + EXTRA_FRAMES
+        states = {
+            state.name: tensor.numpy()
+            for state, tensor in zip(self._graph.states, initial_states(self._graph, 1), strict=True)
+        }
+        frame = 0
+        for index, call in enumerate(truth.calls([frames])):
+            if frame >= last:
+                break
+            data = graph_input(call, self._graph)
+            right, present = self._step(data, states)
+            values, found, taps = self._tapped.step(data, states)
+            got = {**taps, self._graph.data_output.name: values, **_named(found)}
+            agreement = self._compare(right | _named(present), got)
+            for place, value in agreement:
+                if not value >= self._limit:
+                    cause = self._cause(place, got, data, states, index)
+                    return Explanation(self._graph.kind, place, index, frame, value, cause, tuple(agreement))
+            states = present
+            frame += call.codes.shape[1]
+        return None
+
+    @torch.no_grad()
+    def _step(self, data: Array, states: Mapping[str, Array]) -> tuple[dict[str, Array], States]:
+        """One call of the step functions: taps and data output by name, then the states for the next call."""
+        seen: dict[str, torch.Tensor] = {}
+        past = [torch.from_numpy(np.ascontiguousarray(states[state.name])) for state in self._graph.states]
+        output, *present = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
+        values = {name: tensor.numpy() for name, tensor in seen.items()}
+        values[self._graph.data_output.name] = output.numpy()
+        names = [state.name for state in self._graph.states]
+        return values, {name: tensor.numpy().copy() for name, tensor in zip(names, present, strict=True)}
+
+    def _compare(self, right: Mapping[str, Array], got: Mapping[str, Array]) -> list[tuple[str, float]]:
+        """Agreement at every place that both show: each stage, then the states it hands on, in order."""
+        order: list[str] = []
+        for name in right:
+            if not name.startswith("present_"):
+                order += [name, *(f"present_{state}" for state in self._states_of(name))]
+        order += [name for name in right if name not in order]
+        return [(name, _agreement(right[name], got[name])) for name in order if name in got]
+
+    def _states_of(self, stage: str) -> list[str]:
+        """The states that a stage reads and writes."""
+        names = {f"conv_{stage}_state"}
+        if stage.startswith("transformer_"):
+            index = stage.removeprefix("transformer_")
+            names = {f"key_{index}", f"value_{index}"}
+        if stage == "latents" and self._graph.kind == "encoder":
+            names = {"conv_ds_state"}
+        return [state.name for state in self._graph.states if state.name in names]
+
+    def _cause(self, place: str, got: Mapping[str, Array], data: Array, states: States, call: int) -> str:
+        if place.startswith("present_"):
+            name = place.removeprefix("present_")
+            zero = " (it is all zero)" if not got[place].any() else ""
+            return f"the state {name} is handed on wrong{zero}; what was computed before it is right"
+        for text, changed in self._hypotheses(place, states):
+            values, _ = self._step(data, changed)
+            if _agreement(values[place], got[place]) >= self._limit:
+                return text
+        names = " and ".join(self._states_of(place))
+        if place == self._graph.data_output.name:
+            return "everything before it is right: the quantiser or the last layer is wrong"
+        if call == 0:
+            return "already in the first call, so its weights, its arithmetic or the beginning of a stream is wrong"
+        window = self._module.geometry.sliding_window
+        tokens = states["key_0"].shape[2] if self._graph.layout == "window" else 0
+        if place.startswith("transformer_") and tokens >= window - 1:
+            return f"once {window} tokens are past: the attention window or the positions are wrong"
+        return f"only after the first call: the state {names} is read wrong" if names else "only after the first call"
+
+    def _hypotheses(self, stage: str, states: States) -> Iterator[tuple[str, States]]:
+        """What may have been done to the states that a stage reads."""
+        for name in self._states_of(stage):
+            value = states[name]
+            if not value.any():
+                continue
+            yield f"the state {name} is ignored (as if zero)", {**states, name: np.zeros_like(value)}
+            for other, candidate in states.items():
+                if other != name and candidate.shape == value.shape and candidate.dtype == value.dtype:
+                    yield f"the state {other} is read in place of {name}", {**states, name: candidate}
+            if value.ndim >= 3 and value.shape[2] > 1:
+                for shift in (1, -1):
+                    rolled = np.roll(value, shift, axis=2)
+                    yield f"the state {name} is read shifted by one", {**states, name: rolled}
+
+
+def _named(states: Mapping[str, Array]) -> dict[str, Array]:
+    return {f"present_{name}": value for name, value in states.items()}
+
+
+def _agreement(right: Array, got: Array) -> float:
+    """SNR of two tensors; codes and positions agree wholly or not at all; channels may stand last."""
+    if right.shape != got.shape and right.ndim == 3 and right.shape == got.swapaxes(1, 2).shape:
+        got = got.swapaxes(1, 2)
+    if right.shape != got.shape:
+        return -math.inf
+    if right.dtype.kind == "i":
+        return math.inf if np.array_equal(right, got) else -math.inf
+    return snr_db(right, got)

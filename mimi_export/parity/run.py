@@ -1,0 +1,82 @@
+"""Measure and judge any number of variant directories against the models they were made from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from mimi_export.artifact import Artifact, load_artifact
+from mimi_export.checkpoint import Checkpoint, load_checkpoint
+from mimi_export.errors import ArtifactError
+from mimi_export.parity.checks import budgets_for, judge
+from mimi_export.parity.clips import Clip, default_clips
+from mimi_export.parity.explain import explain
+from mimi_export.parity.measure import FRAMES_PER_CALL, measure
+from mimi_export.parity.reference import Reference
+from mimi_export.parity.results import NotMeasured, ParityRun
+from mimi_export.variants import Variant
+
+Progress = Callable[[str], None]
+Load = Callable[[str, str | None], Checkpoint]
+logger = logging.getLogger(__name__)
+
+
+def check_parity(
+    directories: Sequence[str | os.PathLike[str]],
+    clips: Sequence[Clip] | None = None,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
+    variants: Mapping[str, Variant] | None = None,
+    explain_failures: bool = False,
+    progress: Progress = logger.info,
+    load: Load = load_checkpoint,
+) -> ParityRun:
+    """Measure every directory; one that cannot be measured does not keep the others from it.
+
+    Args:
+        directories: variant directories.
+        clips: what to listen to; `default_clips` by default.
+        model: the reference; by default what each variant's manifest names.
+        revision: of `model`.
+        frames_per_call: see `measure`.
+        variants: configurations by name, for their budgets.
+        explain_failures: look for the place that is to blame in variants that miss a budget.
+        progress: told of each step.
+        load: how a checkpoint is loaded from model and revision.
+
+    Raises:
+        CheckpointError: a reference cannot be had.
+        AudioError: a clip cannot be read.
+    """
+    run = ParityRun([])
+    groups: dict[tuple[str, str | None], list[Artifact]] = {}
+    for directory in dict.fromkeys(map(os.fspath, directories)):
+        try:
+            artifact = load_artifact(directory, verify_hashes=True)
+        except ArtifactError as error:
+            run.not_measured.append(NotMeasured(str(directory), str(error)))
+            continue
+        source = artifact.manifest.source
+        key = (source.model, source.revision) if model is None else (model, revision)
+        groups.setdefault(key, []).append(artifact)
+    for (name, wanted), artifacts in groups.items():
+        progress(f"loading {name}")
+        checkpoint = load(name, wanted)
+        listed = default_clips(checkpoint.geometry.sampling_rate) if clips is None else clips
+        counts = [artifact.manifest.num_codebooks for artifact in artifacts]
+        fitting = [count for count in counts if count <= checkpoint.geometry.num_quantizers]
+        with Reference(checkpoint, fitting, progress) as reference:
+            for artifact in artifacts:
+                try:
+                    report = measure(artifact, checkpoint, listed, frames_per_call, progress, reference)
+                    report.checks = judge(report, budgets_for(artifact.manifest, variants or {}))
+                    if explain_failures and not report.passed:
+                        progress(f"{report.name}: looking for the place that differs")
+                        report.explanations = explain(artifact, reference, reference.clip(listed[0]))
+                    run.reports.append(report)
+                except ArtifactError as error:
+                    run.not_measured.append(NotMeasured(str(artifact.path), str(error)))
+    return run

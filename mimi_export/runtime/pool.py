@@ -1,0 +1,171 @@
+"""Many independent streams through one ring graph: whatever streams have a call's data ready step together.
+
+    rows     0        1        2        3
+           [ ann ]  [ bob ]  [     ]  [ eve ]      bob has no whole frame yet: one call with rows 0 … 3,
+                                                   and only the states of 0 and 3 move on
+
+A stream that joins takes the lowest free row and writes one integer, position 0, which makes the graph forget what
+the row holds. A call runs the rows up to the last ready one. A row inside that is not ready computes something that
+nobody reads: its position and convolution states stay, and the slots written are those its next call writes again
+(they are older than its window).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from mimi_export.codes import check_codes
+from mimi_export.errors import AudioError, CodesError, ConfigError
+from mimi_export.runtime.buffers import DTYPES, Array, BoundCall, in_place
+from mimi_export.runtime.codec import Decoder, Encoder
+from mimi_export.runtime.stream import check_audio
+
+
+class PoolOutput(NamedTuple):
+    """What one stream got from a step: codes `[K, frames]` or samples `[n]`."""
+
+    stream: PoolStream
+    output: Array
+
+
+class PoolStream:
+    """One stream in a pool; make it with `StreamPool.open`."""
+
+    def __init__(self, pool: StreamPool, row: int) -> None:
+        self.row = row
+        self._pool = pool
+        self._pending = pool.empty
+        self.closed = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the data of a whole call is there."""
+        return self._pending.shape[-1] >= self._pool.call_size
+
+    def push(self, data: npt.ArrayLike) -> None:
+        """Add samples `[n]` or codes `[K, frames]`; `StreamPool.step` computes.
+
+        Raises:
+            AudioError, CodesError: wrong shape, type or values, or a stream that was closed.
+        """
+        if self.closed:
+            raise AudioError("this stream was closed; open a new one")
+        checked = self._pool.check(data)
+        self._pending = np.concatenate([self._pending, checked], axis=-1)
+
+    def flush(self) -> int:
+        """Fill the last call with zeros, so that it is ready.
+
+        Returns:
+            How many samples or frames of it are real; 0 where nothing was left over.
+        """
+        size = self._pool.call_size
+        real = self._pending.shape[-1] % size
+        if real:
+            shape = (*self._pending.shape[:-1], size - real)
+            self._pending = np.concatenate([self._pending, np.zeros(shape, self._pending.dtype)], axis=-1)
+        return real
+
+    def close(self) -> None:
+        """Leave; the row is free for another stream, what was buffered is dropped."""
+        if not self.closed:
+            self.closed = True
+            self._pool.release(self)
+
+    def take(self) -> Array:
+        """The data of one call, which leaves the buffer."""
+        size = self._pool.call_size
+        data, self._pending = self._pending[..., :size], self._pending[..., size:]
+        return data
+
+
+class StreamPool:
+    """Streams of one graph that step together.
+
+    Args:
+        half: `codec.encoder` or `codec.decoder` of a variant with ring layout.
+        rows: streams at most.
+
+    Raises:
+        ConfigError: the variant has the window layout, whose rows must all begin together.
+    """
+
+    def __init__(self, half: Encoder | Decoder, rows: int) -> None:
+        spec = half.spec
+        if spec.layout != "ring" or spec.frames_per_call is None:
+            raise ConfigError("a pool needs a variant exported with --kv-cache ring: a window has one age for all rows")
+        if rows < 1:
+            raise ConfigError(f"rows is {rows}, expected 1 or more")
+        self.spec, self.geometry, self.rows = spec, half.geometry, rows
+        self.graph = half.graph
+        unit = spec.frame_size if spec.kind == "encoder" else 1
+        self.call_size = unit * spec.frames_per_call
+        channels = 1 if spec.kind == "encoder" else spec.num_codebooks
+        self.empty: Array = np.zeros((channels, 0), DTYPES[spec.data_input.dtype])
+        self._past = {state.name: np.zeros(state.initial_shape(rows), DTYPES[state.dtype]) for state in spec.states}
+        self._moving = [state.name for state in spec.states if not in_place(spec, state)]
+        self._present = {name: np.zeros_like(self._past[name]) for name in self._moving}
+        self._calls: dict[int, BoundCall] = {}
+        self._streams: dict[int, PoolStream] = {}
+
+    def open(self) -> PoolStream:
+        """A new stream in the lowest free row.
+
+        Raises:
+            ConfigError: all rows are taken.
+        """
+        free = next((row for row in range(self.rows) if row not in self._streams), None)
+        if free is None:
+            raise ConfigError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
+        self._past["position"][free] = 0
+        stream = self._streams[free] = PoolStream(self, free)
+        return stream
+
+    def release(self, stream: PoolStream) -> None:
+        """Free the row of a stream that was closed."""
+        del self._streams[stream.row]
+
+    def step(self) -> list[PoolOutput]:
+        """One call for all streams that are ready; an empty list where none is."""
+        ready = [stream for row, stream in sorted(self._streams.items()) if stream.ready]
+        if not ready:
+            return []
+        rows = [stream.row for stream in ready]
+        data = np.zeros((rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
+        for stream in ready:
+            data[stream.row] = stream.take()
+        output = self._call(len(data)).run(data)
+        for name in self._moving:
+            self._past[name][rows] = self._present[name][rows]
+        keep = (lambda row: output[row]) if self.spec.kind == "encoder" else (lambda row: output[row, 0])
+        return [PoolOutput(stream, keep(stream.row)) for stream in ready]
+
+    def check(self, data: npt.ArrayLike) -> Array:
+        """Samples as `[1, n]` or codes as `[K, frames]`, checked."""
+        if self.spec.kind == "encoder":
+            return check_audio(data, 1)[0]
+        codes = np.asarray(data)
+        if codes.ndim != 2 or codes.shape[0] != self.spec.num_codebooks:
+            raise CodesError(
+                f"codes have shape {list(codes.shape)}, expected [{self.spec.num_codebooks}, frames] in a pool"
+            )
+        check_codes(codes[None], self.spec.num_codebooks, self.geometry.codebook_size)
+        return codes.astype(np.int64)
+
+    def _call(self, rows: int) -> BoundCall:
+        """The binding over the first `rows` rows; slices of leading rows share the buffers."""
+        call = self._calls.get(rows)
+        if call is None:
+            past = {name: _value(array[:rows]) for name, array in self._past.items()}
+            present = {**past, **{name: _value(array[:rows]) for name, array in self._present.items()}}
+            call = BoundCall(self.graph, past, present, (rows, self.empty.shape[0], self.call_size))
+            self._calls[rows] = call
+        return call
+
+
+def _value(array: Array) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(array)

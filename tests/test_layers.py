@@ -1,0 +1,119 @@
+"""Imports only go downwards, and the runtime reaches neither torch nor onnx."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "mimi_export"
+
+# A module may import modules of lower layers, and of its own where no cycle comes of it (checked below).
+# The longest matching name decides, so a new module in a known room has its layer.
+LAYERS = {
+    0: ("mimi_export", "errors", "geometry", "spec", "manifest", "manifest_check", "variants"),
+    1: ("files", "signals", "audio", "codes", "upstream", "synthetic", "checkpoint", "hub_download", "artifact",
+        "kyutai", "steps"),
+    2: ("graphs", "taps", "passes", "runtime"),
+    3: ("export", "build", "parity", "bench", "report", "hub"),
+    4: ("cli",),
+}  # fmt: skip
+
+RUNTIME_PACKAGES = {"numpy", "onnxruntime", "safetensors", "soundfile", "soxr"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Full names of what a module imports; `from a import b` gives `a.b`, which may be a module or a name in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def own(name: str) -> str | None:
+    """The module of this package that an imported name is or is in."""
+    while name:
+        if name in MODULES:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def imported_modules(name: str, top_level_only: bool = False) -> set[str]:
+    found = {own(imported) for imported in imports(MODULES[name], top_level_only)}
+    return {module for module in found if module is not None and module != name}
+
+
+def layer_of(module: str) -> int:
+    room = "mimi_export" if module == "mimi_export" else module.split(".")[1]
+    layers = [layer for layer, rooms in LAYERS.items() if room in rooms]
+    assert len(layers) == 1, f"{module}: give {room} one place in the table of layers"
+    return layers[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_downwards(module):
+    for imported in imported_modules(module):
+        assert layer_of(imported) <= layer_of(module), f"{module} (layer {layer_of(module)}) imports {imported}"
+
+
+def test_no_cycles():
+    """Modules of one layer may use each other, but not in a circle."""
+    graph = {module: imported_modules(module) - {module} for module in MODULES}
+    while graph:
+        free = [module for module, imported in graph.items() if not imported & graph.keys()]
+        assert free, f"these import each other in a circle: {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def reachable(start: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        module = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            todo += imported_modules(module)
+    return seen
+
+
+@pytest.mark.parametrize("start", [module for module in MODULES if module.startswith("mimi_export.runtime")])
+def test_runtime_reaches_only_base_packages(start):
+    """Not even inside a function; `sys.stdlib_module_names` tells the standard library."""
+    import sys
+
+    allowed = RUNTIME_PACKAGES | set(sys.stdlib_module_names) | {"mimi_export"}
+    for module in reachable(start):
+        foreign = {name.split(".")[0] for name in imports(MODULES[module])} - allowed
+        assert not foreign, f"{start} reaches {module}, which imports {sorted(foreign)}"
+
+
+def test_nothing_imports_the_command_line():
+    users = [module for module in MODULES if any(".cli" in name for name in imported_modules(module))]
+    assert all(user.startswith("mimi_export.cli") for user in users), users
+
+
+def test_pure_data_is_pure():
+    """Layer 0 needs the standard library and nothing else (`tomli` is the standard `tomllib` of Python 3.10)."""
+    import sys
+
+    for module in MODULES:
+        if layer_of(module) == 0:
+            foreign = {name.split(".")[0] for name in imports(MODULES[module])} - set(sys.stdlib_module_names)
+            assert foreign <= {"mimi_export", "tomli"}, f"{module} imports {sorted(foreign)}"
