@@ -12,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= synthetic
 VARIANTS ?= streaming-8cb
-AUDIO ?=
+AUDIO ?= generated
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
@@ -33,7 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## make the virtual environment and install everything
 
 demo: $(STAMP)  ## export streaming-8cb, check parity, encode and decode a recording
-	$(BIN)/python scripts/demo.py --model $(MODEL) $(if $(AUDIO),--audio $(AUDIO))
+	$(BIN)/mimi-export build streaming-8cb --model $(MODEL)
+	$(BIN)/python scripts/demo.py artifacts/streaming-8cb $(AUDIO) artifacts/demo
+	$(BIN)/mimi-export parity artifacts/streaming-8cb $(if $(filter-out generated,$(AUDIO)),--audio $(AUDIO)) \
+		--calls 1,mixed --report artifacts/demo/parity --force
+	@echo "listen to artifacts/demo/decoded.wav, open artifacts/demo/parity/report.html"
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest

@@ -40,8 +40,8 @@ def download_checkpoint(
 ) -> tuple[Path, str]:
     """Fetch `config.json` and the safetensors of a Hub model; what the cache has is not fetched again.
 
-    Without a connection the cache alone is used. The client would retry for half a minute before it says that there
-    is none, so the Hub is asked once for the commit, which is wanted anyway.
+    Without a connection the cache alone is used. The client retries for half a minute before it says that there is
+    none, so the Hub is asked once beforehand.
 
     Returns:
         The directory that holds them, and the commit that they are from.
@@ -50,31 +50,28 @@ def download_checkpoint(
         CheckpointError: with one line for each way in which this fails.
     """
     with _quiet_client(), _one_line_errors(model, revision):
-        commit, offline = _commit(model, revision)
+        offline = _offline_reason(model, revision)
         fetch = partial(
-            _fetch,
-            model=model,
-            revision=commit or revision,
-            cache_dir=cache_dir,
-            local_files_only=offline is not None,
-            progress=progress,
+            _fetch, model=model, cache_dir=cache_dir, local_files_only=offline is not None, progress=progress
         )
         try:
-            config = fetch("config.json")
-            _fetch_weights(fetch)
+            # By its name, so that the client notes which commit that is and finds it again without a connection.
+            config = fetch("config.json", revision=revision)
+            _fetch_weights(partial(fetch, revision=config.parent.name))
         except LocalEntryNotFoundError as error:
             raise _unreachable(model, offline or error.__cause__ or error) from error
     return config.parent, config.parent.name
 
 
-def _commit(model: str, revision: str | None) -> tuple[str | None, Exception | None]:
-    """The commit that `revision` names now, or the reason why the Hub cannot be asked."""
+def _offline_reason(model: str, revision: str | None) -> Exception | None:
+    """Why the Hub cannot be asked, or `None` when it can and knows the model."""
     try:
-        return HfApi().model_info(model, revision=revision, timeout=CONNECT_SECONDS).sha, None
+        HfApi().model_info(model, revision=revision, timeout=CONNECT_SECONDS)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (TRANSPORT_ERROR, OfflineModeIsEnabled) as error:
-        return None, error
+        return error
+    return None
 
 
 def _fetch_weights(fetch: Callable[[str], Path]) -> None:

@@ -158,9 +158,9 @@ def _filtered(source: Array, gains: Array) -> Array:
     """Each half-overlapping Hann frame of `source` times its own gain, added up again to the same length."""
     hop = _FRAME // 2
     frames = len(gains)
-    padded = np.zeros((frames + 1) * hop)
+    padded: Array = np.zeros((frames + 1) * hop)
     padded[: len(source)] = source
-    pieces = padded[np.arange(frames)[:, None] * hop + np.arange(_FRAME)]
+    pieces: Array = np.take(padded, np.arange(frames)[:, None] * hop + np.arange(_FRAME))
     window: Array = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FRAME) / _FRAME)
     shaped = np.fft.irfft(np.fft.rfft(pieces * window) * gains, _FRAME)
     result: Array = np.zeros((frames + 1) * hop)

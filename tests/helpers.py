@@ -80,10 +80,10 @@ def onnx_step(session: ort.InferenceSession) -> Step:
 
 
 def session(path: Any) -> ort.InferenceSession:
-    """A plain session of one thread."""
+    """A plain session of one thread, which leaves its errors to exceptions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

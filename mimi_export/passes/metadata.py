@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -31,6 +31,8 @@ class SetMetadata(ir.passes.InPlacePass):
         model.graph.metadata_props.clear()
         model.graph.name = self.props.get("name", "mimi")
         model.producer_name, model.producer_version = PRODUCER, self.version
+        for value in _values(model):
+            value.metadata_props.clear()
         for node in model.graph.all_nodes():
             node.metadata_props.clear()
             for value in node.outputs:
@@ -43,3 +45,13 @@ class SetMetadata(ir.passes.InPlacePass):
         for node in model.graph.all_nodes():
             if node.metadata_props or node.doc_string:
                 raise ir.passes.PostconditionError(f"node {node.name} still carries notes")
+        for value in _values(model):
+            if value.metadata_props or value.doc_string:
+                raise ir.passes.PostconditionError(f"value {value.name} still carries notes")
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """All values of the graph, initializers too: the exporter notes on each from which part of the module it came."""
+    yield from (*model.graph.inputs, *model.graph.initializers.values())
+    for node in model.graph.all_nodes():
+        yield from node.outputs

@@ -1,0 +1,286 @@
+"""Rounds of A, B, C, A, B, C, …: every contender is asked for a few calls in each round, and all in turn.
+
+A slow moment of the machine then hits all contenders and not one. The order turns by one place each round, so that
+nobody always follows the same neighbour. What one contender did before (caches, clock rate) is washed out by a call
+before each round that does not count.
+
+Only what is asked for is running: contenders that wait use no processor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimi_export.bench.contender import ContenderProcess
+from mimi_export.bench.contenders import Contender
+from mimi_export.bench.summary import Summary, summarise
+from mimi_export.errors import MimiExportError
+from mimi_export.spec import GRAPH_KINDS, GraphKind
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[str, float, float], None]  # step, done, of how many
+
+REFERENCE_AGE = 20.0  # seconds: older than the window, and what comparisons with the public design are made at
+CLIP_FRAMES = 125  # a call of a contender without streaming: 10 s
+_COMMANDS: dict[GraphKind, str] = {"encoder": "encode", "decoder": "decode"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    With the first number of threads every age is measured at batch 1, and every batch at the age nearest
+    `REFERENCE_AGE`; with the others batch 1 at that age. `frames` is frames a round at batch 1, fewer for batches. A
+    peer's state cannot be set, only reached by running, so its ages end at `peer_age_limit`.
+    """
+
+    frames: int = 25
+    rounds: int = 5
+    ages: tuple[float, ...] = (2.0, 20.0, 600.0)
+    batches: tuple[int, ...] = (1, 4, 8, 16, 32)
+    threads: tuple[int, ...] = (1, 2)
+    directions: tuple[GraphKind, ...] = GRAPH_KINDS
+    peer_age_limit: float = 20.0
+
+    @property
+    def reference_age(self) -> float:
+        """The age at which batches and threads are compared."""
+        return min(self.ages, key=lambda age: abs(age - REFERENCE_AGE))
+
+    def cells(self, threads: int) -> list[tuple[float, int]]:
+        """Pairs of age and batch to measure with a number of threads."""
+        reference = self.reference_age
+        if threads != self.threads[0]:
+            return [(reference, 1)]
+        return [*((age, 1) for age in self.ages), *((reference, batch) for batch in self.batches if batch > 1)]
+
+    def calls(self, batch: int) -> int:
+        """Calls a round."""
+        return max(2, -(-self.frames // max(1, batch // 2)))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one contender in one situation, milliseconds a frame (of all rows of its batch together).
+
+    `way` is `bare` (the session with everything bound), `push` (the runtime's stream), `stream` (a peer, frame by
+    frame) or `clip` (whole clips; no age). `wall` is what a clock on the wall shows, `processor` the processor time
+    of the process, which other programs disturb less. `rss_bytes` is resident memory afterwards.
+    """
+
+    contender: str
+    group: str
+    direction: GraphKind
+    way: str
+    threads: int
+    batch: int
+    age_seconds: float | None
+    wall: Summary
+    processor: Summary | None
+    rss_bytes: int
+
+    def real_time_factor(self, frame_ms: float) -> float:
+        """Time to compute over time of the audio; below 1 is faster than real time."""
+        return self.wall.p50 / frame_ms
+
+    def streams_per_core(self, frame_ms: float) -> float:
+        """Streams in real time for each thread that is used."""
+        return self.batch * frame_ms / self.wall.p50 / self.threads
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of a contender's process once it has loaded one direction."""
+
+    contender: str
+    direction: GraphKind
+    threads: int
+    version: str
+    note: str
+    load_seconds: float
+    import_seconds: float
+    rss_bytes: int
+    file_bytes: int | None
+
+
+@dataclass
+class Results:
+    """Everything that was measured; `costs` by (contender, direction, age, batch), `skipped` a reason by name."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    costs: dict[tuple[str, str, float, int], dict[str, int]] = field(default_factory=dict)
+    operators: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def run_rounds(
+    contenders: Sequence[Contender],
+    plan: Plan,
+    audio: Path | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> Results:
+    """Measure all contenders.
+
+    Args:
+        contenders: with names of their own.
+        plan: what to measure.
+        audio: a `.npy` file of samples that encoders of graphs get instead of generated speech.
+        progress: told of each round.
+
+    Raises:
+        MimiExportError: a graph does not load or run. A peer that does not is left out, with the reason in `skipped`.
+    """
+    results = Results()
+    for threads in plan.threads:
+        for direction in plan.directions:
+            with ExitStack() as stack:
+                running = _start(contenders, direction, threads, audio, results, stack)
+                for age, batch in plan.cells(threads):
+                    where = f"{direction}, {threads} thread{'s' * (threads > 1)}, age {age:g} s, batch {batch}"
+                    _measure(running, plan, direction, threads, age, batch, results, _step(progress, where))
+                if threads == plan.threads[0]:
+                    _count(running, plan, direction, results, progress)
+    return results
+
+
+@dataclass(frozen=True)
+class _Running:
+    contender: Contender
+    process: ContenderProcess
+
+    @property
+    def is_graph(self) -> bool:
+        return self.contender.directory is not None
+
+    def takes_part(self, plan: Plan, age: float, batch: int) -> bool:
+        if self.is_graph:
+            return True
+        if batch > 1:
+            return False
+        if not self.process.ready.streaming:
+            return age == plan.reference_age  # once: it has no age
+        return age <= plan.peer_age_limit
+
+
+def _start(
+    contenders: Sequence[Contender],
+    direction: GraphKind,
+    threads: int,
+    audio: Path | None,
+    results: Results,
+    stack: ExitStack,
+) -> list[_Running]:
+    running = []
+    for contender in contenders:
+        if contender.name in results.skipped:
+            continue
+        try:
+            process = stack.enter_context(contender.start(direction, threads, audio))
+        except MimiExportError as error:
+            if contender.group != "peer":
+                raise
+            results.skipped[contender.name] = str(error)
+            logger.info("%s is left out: %s", contender.name, error)
+            continue
+        ready = process.ready
+        if contender.directory is None and _COMMANDS[direction] not in ready.commands:
+            process.close()
+            continue
+        results.facts.append(
+            Fact(
+                contender.name, direction, threads, ready.version, ready.note, ready.load_seconds,
+                ready.import_seconds, ready.rss_bytes, contender.file_bytes(direction),
+            )  # fmt: skip
+        )
+        running.append(_Running(contender, process))
+    return running
+
+
+def _measure(
+    running: Sequence[_Running],
+    plan: Plan,
+    direction: GraphKind,
+    threads: int,
+    age: float,
+    batch: int,
+    results: Results,
+    progress: Callable[[float, float], None],
+) -> None:
+    taking_part = [entry for entry in running if entry.takes_part(plan, age, batch)]
+    for entry in taking_part:
+        if not entry.is_graph and entry.process.ready.streaming:
+            entry.process.seek(age)
+    wall: dict[tuple[str, str], list[list[float]]] = {}
+    processor: dict[tuple[str, str], list[list[float]]] = {}
+    memory: dict[str, int] = {}
+    for index in range(plan.rounds):
+        progress(index, plan.rounds)
+        turn = index % max(1, len(taking_part))
+        for entry in taking_part[turn:] + taking_part[:turn]:
+            name = entry.contender.name
+            if entry.is_graph:
+                reply = _ask_graph(entry, plan, age, batch)
+            else:
+                reply = _ask_peer(entry, plan, direction, first=index == 0)
+            for way, times in reply["ms"].items():
+                wall.setdefault((name, way), []).append(times)
+                if way in reply["cpu_ms"]:
+                    processor.setdefault((name, way), []).append(reply["cpu_ms"][way])
+            memory[name] = max(memory.get(name, 0), reply["rss_bytes"])
+    by_name = {entry.contender.name: entry.contender for entry in taking_part}
+    for (name, way), times in wall.items():
+        contender = by_name[name]
+        frames = CLIP_FRAMES if way == "clip" else contender.frames_per_call
+        used = processor.get((name, way))
+        results.measurements.append(
+            Measurement(
+                name, contender.group, direction, way, threads, batch, None if way == "clip" else age,
+                summarise(times, frames), None if used is None else summarise(used, frames), memory[name],
+            )  # fmt: skip
+        )
+
+
+def _ask_graph(entry: _Running, plan: Plan, age: float, batch: int) -> dict[str, Any]:
+    push = entry.contender.group == "ours" and batch == 1 and age == plan.reference_age
+    calls = max(2, -(-plan.calls(batch) // entry.contender.frames_per_call))
+    wish = {"age_seconds": age, "batch": batch, "calls": calls, "ways": ["bare", "push"] if push else ["bare"]}
+    return entry.process.request(f"measure {json.dumps(wish)}")
+
+
+def _ask_peer(entry: _Running, plan: Plan, direction: GraphKind, first: bool) -> dict[str, Any]:
+    """A round of a peer in the form of a graph's reply; one call before it is dropped."""
+    command = _COMMANDS[direction]
+    if entry.process.ready.streaming:
+        reply, way, skip = entry.process.request(f"{command} {plan.calls(1) + 1}"), "stream", 1
+    else:
+        if first:
+            entry.process.request(f"{command} {CLIP_FRAMES}")
+        reply, way, skip = entry.process.request(f"{command} {CLIP_FRAMES}"), "clip", 0
+    used = {way: reply["cpu_ms"][skip:]} if "cpu_ms" in reply else {}
+    return {"ms": {way: reply["ms"][skip:]}, "cpu_ms": used, "rss_bytes": reply["rss_bytes"]}
+
+
+def _count(
+    running: Sequence[_Running], plan: Plan, direction: GraphKind, results: Results, progress: Progress
+) -> None:
+    """Ask every graph what its calls read and compute."""
+    graphs = [entry for entry in running if entry.is_graph]
+    calls = plan.cells(plan.threads[0])
+    for index, entry in enumerate(graphs):
+        progress(f"{direction}, counting bytes and operations", index, len(graphs))
+        name = entry.contender.name
+        reply = entry.process.request(f"cost {json.dumps({'calls': calls})}")
+        for (age, batch), cost in zip(calls, reply["costs"], strict=True):
+            results.costs[(name, direction, age, batch)] = cost
+        results.operators[(name, direction)] = reply["operators"]
+
+
+def _step(progress: Progress, where: str) -> Callable[[float, float], None]:
+    return lambda done, total: progress(where, done, total)

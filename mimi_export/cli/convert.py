@@ -1,0 +1,222 @@
+"""`convert fp16`, `convert int8` and `sensitivity`: variants of lower precision, and what each weight's rounding costs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mimi_export.cli.console import Steps, note, show_json, show_table
+from mimi_export.cli.errors import needs_extra
+from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json
+
+if TYPE_CHECKING:
+    from mimi_export.convert import Int8Options, Options
+
+InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
+OutputDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory to make.")]
+Name = Annotated[str | None, typer.Option("--name", help="The new variant's name [default: that of OUT_DIR].")]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-float",
+        metavar="PATTERN",
+        help="Weights to leave in float32, by name (`decoder:*.projection`); may be given several times.",
+    ),
+]
+
+
+class TargetName(str, Enum):
+    """Where an int8 variant is to run."""
+
+    portable = "portable"
+    single = "single"
+
+
+Target = Annotated[
+    TargetName,
+    typer.Option(
+        "--target",
+        help="portable: standard operators (MatMulInteger) for any onnxruntime, WebAssembly and batches. single: "
+        "MatMulNBits, for one stream on a processor with onnxruntime 1.22 or later. The default is portable, because "
+        "it is as fast for one stream, several times faster for batches and in WebAssembly, and loads everywhere.",
+    ),
+]
+BlockSize = Annotated[int, typer.Option("--block-size", help="Weights with one scale, for --target single.")]
+Bits = Annotated[int, typer.Option("--bits", help="8, or 4 with --target single as an experiment.")]
+Fine = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fine",
+        metavar="PATTERN",
+        help="Products whose activations get 16 bits, at no cost in size [default: convs.* and *.projection; "
+        "'*' is the most accurate].",
+    ),
+]
+Store = Annotated[
+    list[str] | None,
+    typer.Option("--store", metavar="PATTERN", help="Weights to store in 8 bits and to compute as float32."),
+]
+Signed = Annotated[
+    bool,
+    typer.Option(
+        "--signed",
+        help="int8 instead of uint8 weights for MatMulInteger: faster with VNNI or AMX and on ARM, but x86 processors "
+        "without VNNI then saturate and give wrong results.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        help="Make a variant of lower precision from a finished fp32 variant.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("fp16", short_help="Store weights as float16; arithmetic stays float32.")(convert_fp16)
+    group.command("int8", short_help="Multiply in 8-bit integers.")(convert_int8)
+    app.add_typer(group, name="convert", short_help="Make fp16 and int8 variants from an fp32 one.")
+    app.command("sensitivity", short_help="Measure what 8 bits cost, one group of weights at a time.")(sensitivity)
+
+
+def convert_fp16(
+    input_dir: InputDir,
+    output_dir: OutputDir,
+    keep_float: Keep = None,
+    name: Name = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Store weights as float16: half the size, the same inputs, outputs and float32 arithmetic.
+
+    \b
+      mimi-export convert fp16 artifacts/streaming-8cb artifacts/streaming-8cb-fp16
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    with needs_extra("export", "mimi-export convert"):
+        from mimi_export.convert import Fp16Options
+    run_conversion(input_dir, output_dir, Fp16Options(tuple(keep_float or ())), name, force, json)
+
+
+def convert_int8(
+    input_dir: InputDir,
+    output_dir: OutputDir,
+    target: Target = TargetName.portable,
+    block_size: BlockSize = 64,
+    bits: Bits = 8,
+    keep_float: Keep = None,
+    fine: Fine = None,
+    store: Store = None,
+    signed: Signed = False,
+    name: Name = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Multiply in 8-bit integers: a third of the size and faster; not exact.
+
+    \b
+      mimi-export convert int8 artifacts/streaming-8cb artifacts/streaming-8cb-int8
+      mimi-export convert int8 IN OUT --fine '*' --keep-float 'decoder:*.projection'
+      mimi-export convert int8 IN OUT --target single --block-size 128
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed)
+    run_conversion(input_dir, output_dir, options, name, force, json)
+
+
+def run_conversion(
+    input_dir: Path, output_dir: Path, options: Options, name: str | None, force: bool, json: bool
+) -> None:
+    """Convert and show the sizes; shared with `scripts/weight_fp16.py`."""
+    from mimi_export.artifact import load_artifact
+    from mimi_export.convert import convert
+
+    with Steps() as steps:
+        done = convert(input_dir, output_dir, options, name=name, force=force, progress=steps.step)
+    before, after = load_artifact(input_dir).manifest.files, done.manifest.files
+    names = [file for file in sorted(after) if file.endswith(".onnx")]
+    if json:
+        show_json({
+            "command": "convert",
+            "path": str(output_dir),
+            "name": done.manifest.name,
+            "precision": done.manifest.precision,
+            "files": {file: after[file].bytes for file in names},
+            "weights": {kind: len(weights) for kind, weights in done.weights.items()},
+            "underflows": done.underflows,
+        })  # fmt: skip
+        return
+    rows = [(file, _mebibytes(before[file].bytes), _mebibytes(after[file].bytes)) for file in names]
+    show_table(f"{output_dir} is ready", ("graph", "MiB before", "MiB after"), rows)
+    if done.underflows:
+        note(f"{done.underflows} weights are too small for float16 and became zero")
+
+
+def sensitivity(
+    variant: Annotated[Path, typer.Argument(metavar="DIR", help="A finished fp32 variant.")] = DEFAULT_VARIANT,
+    clip: Annotated[
+        Path | None, typer.Option("--clip", metavar="FILE", help="Speech to measure with [default: generated].")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The reference [default: what the variant names].")
+    ] = None,
+    target: Target = TargetName.portable,
+    block_size: BlockSize = 64,
+    bits: Bits = 8,
+    keep_float: Keep = None,
+    fine: Fine = None,
+    signed: Signed = False,
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
+    json: Json = False,
+) -> None:
+    """Convert with all weights in 8 bits, then with one group at a time in float32 or with 16-bit activations.
+
+    Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
+    made in turn, and need a quiet machine.
+    """
+    options = _int8_options(target, block_size, bits, keep_float, fine if fine is not None else [], None, signed)
+    with needs_extra("export", "mimi-export sensitivity"):
+        from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.parity.clips import clips_from_files
+        from mimi_export.sensitivity import measure_sensitivity, speech_clip
+    from mimi_export.artifact import load_artifact
+
+    artifact = load_artifact(variant)
+    source = artifact.manifest.source
+    with Steps() as steps:
+        steps.step(f"loading {model or source.model}")
+        checkpoint = load_checkpoint(model or source.model, None if model else source.revision)
+        heard = speech_clip(artifact.geometry.sampling_rate, seconds) if clip is None else clips_from_files([clip])[0]
+        rows = measure_sensitivity(artifact, checkpoint, heard, options, seconds=seconds, progress=steps.step)
+    if json:
+        show_json({"command": "sensitivity", "variant": str(variant), "rows": [row.to_dict() for row in rows]})
+        return
+    columns = ("graph", "group", "form", "dB", "dB gained", "MiB more", "ms more")
+    show_table("Sensitivity to 8 bits", columns, [row.cells() for row in rows])
+
+
+def _int8_options(
+    target: TargetName,
+    block_size: int,
+    bits: int,
+    keep_float: list[str] | None,
+    fine: list[str] | None,
+    store: list[str] | None,
+    signed: bool,
+) -> Int8Options:
+    with needs_extra("export", "mimi-export convert"):
+        from mimi_export.convert import FINE, Int8Options
+    return Int8Options(
+        target=target.value,
+        block_size=block_size,
+        bits=bits,
+        keep=tuple(keep_float or ()),
+        fine=FINE if fine is None else tuple(fine),
+        store=tuple(store or ()),
+        signed=signed,
+    )
+
+
+def _mebibytes(size: int) -> float:
+    return round(size / 2**20, 2)

@@ -1,0 +1,143 @@
+"""`parity`: measure variants against batch PyTorch, judge them by their budgets, and write reports.
+
+Exit code 0: every budget is met. 1: one is missed, and the lines on stderr say which. 10: something could not be
+measured (a directory, an audio file, the reference), whatever the rest says.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mimi_export.cli.console import Steps, show_json, show_table
+from mimi_export.cli.errors import needs_extra
+from mimi_export.cli.options import Force, Json
+from mimi_export.errors import ConfigError, MimiExportError, OutputError, ParityError
+
+if TYPE_CHECKING:
+    from mimi_export.parity.results import ParityRun
+
+CALLS = "1,2,3,4,7,mixed"
+
+
+class MeasurementError(MimiExportError, RuntimeError):
+    """Something that parity should have measured could not be measured."""
+
+    exit_code = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("parity", short_help="Measure variants against batch PyTorch.")(parity)
+
+
+def parity(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Audio to measure on, the most important first; may be repeated. "
+                     "By default generated speech-like sound and difficult signals."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Model to compare with; by default the one each variant was made from."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="REV", help="Revision of --reference.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Directory for report.json, report.md, report.xml (JUnit) and report.html."),
+    ] = None,
+    configs: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the budgets are; ./configs.")] = None,
+    calls: Annotated[
+        str, typer.Option(metavar="LIST", help="Frames per call to try on the first clip, with commas.")
+    ] = CALLS,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Name the first place in a failing graph that differs from PyTorch.")
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure variants against untouched batch PyTorch and check their budgets.
+
+    \b
+      mimi-export parity artifacts/streaming-8cb
+      mimi-export parity artifacts/* --audio speech.flac --report out
+      mimi-export parity broken --explain
+
+    Exit code 1: a budget is missed. Exit code 10: something could not be measured.
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    with needs_extra("export", "parity"):
+        from mimi_export.parity import report_json
+        from mimi_export.parity.clips import clips_from_files
+        from mimi_export.parity.reports import FILES, write_reports
+        from mimi_export.parity.run import check_parity
+    from mimi_export.files import atomic_directory
+    from mimi_export.variants import find_configs, load_variants
+
+    ways = _ways(calls)
+    try:
+        variants = load_variants(find_configs(configs))
+    except ConfigError:
+        if configs is not None:
+            raise
+        variants = {}  # an installation without configurations: budgets by precision
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_directory(report, force, FILES[0])) if report is not None else None
+        steps = stack.enter_context(Steps())
+        try:
+            run = check_parity(
+                directories,
+                clips_from_files(audio) if audio else None,
+                model=reference,
+                revision=revision,
+                frames_per_call=ways,
+                variants=variants,
+                explain_failures=explain,
+                progress=steps.step,
+            )
+        except OutputError:
+            raise
+        except MimiExportError as error:
+            raise MeasurementError(f"could not measure: {error}") from error
+        if folder is not None:
+            steps.step(f"writing {report}")
+            write_reports(run, folder)
+    if json:
+        show_json(report_json.to_dict(run))
+    else:
+        _show(run)
+    if run.not_measured:
+        raise MeasurementError("; ".join(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured))
+    if not run.passed:
+        raise ParityError("; ".join([*run.missed, *(item.line for report in run.reports for item in report.explanations)]))
+
+
+def _ways(calls: str) -> list[int | str]:
+    ways: list[int | str] = []
+    for word in calls.split(","):
+        text = word.strip()
+        if text != "mixed" and not (text.isdigit() and 1 <= int(text) <= 32):
+            raise typer.BadParameter(f"{text!r}: expected numbers from 1 to 32 and 'mixed', with commas", param_hint="--calls")
+        ways.append(text if text == "mixed" else int(text))
+    return ways
+
+
+def _show(run: ParityRun) -> None:
+    from mimi_export.parity import report_md
+
+    if not run.reports:
+        return
+    shown = [*range(9), 11, 12, 13]
+    rows = [report_md.variant_row(report) for report in run.reports]
+    columns = [report_md.VARIANT_COLUMNS[index] for index in shown]
+    show_table("Parity with batch PyTorch", columns, [[row[index].strip("*") for index in shown] for row in rows])
+    show_table("Streaming against batch, 3 s", ["model", *report_md.PUBLISHED_COLUMNS[1:]], report_md.published_rows(run))
+    checks = [
+        (report.name, "ok" if check.passed else "MISSED", check.line.partition(": ")[2])
+        for report in run.reports
+        for check in report.checks
+    ]
+    show_table("Budgets", ("variant", "", "check"), checks)

@@ -1,0 +1,269 @@
+"""Make a variant of lower precision from a finished fp32 variant: a directory in, a directory out.
+
+    fp16   weights stored as float16, arithmetic in float32: half the download, a drop-in replacement
+    int8   products of 8-bit integers; what is left of large weights stored as float16
+
+Nothing is guessed: `sensitivity` measures what each group of weights costs, and the defaults here are its result on
+the synthetic checkpoint. The encoder's codebooks always stay float32, so that the search sees what was fitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+
+from mimi_export import __version__
+from mimi_export.artifact import Artifact, Manifest, load_artifact, metadata_props, write_manifest
+from mimi_export.errors import ArtifactError, ConfigError, OutputError
+from mimi_export.files import atomic_directory
+from mimi_export.passes.fp16_weights import HalfWeights, HalvedWeight
+from mimi_export.passes.int8_block import BLOCK_SIZES, BlockProducts
+from mimi_export.passes.int8_dynamic import DynamicProducts
+from mimi_export.passes.int8_products import RoundedWeight
+from mimi_export.passes.int8_storage import StoredWeights
+from mimi_export.passes.metadata import SetMetadata
+from mimi_export.passes.weights import float_weights, matches
+from mimi_export.runtime.session import GraphSession
+from mimi_export.spec import GRAPH_KINDS, GraphKind
+from mimi_export.variants import ConvertRecipe
+
+FP32 = "fp32"
+TARGETS = ("portable", "single")
+# The nearest-neighbour search of the encoder: codebooks, and half the squared lengths of their entries.
+ALWAYS_FLOAT = ("encoder:*.codebooks.*", "encoder:*.offsets.*")
+# Convolutions and the quantiser's projections lose most by 8-bit activations, and have few products.
+FINE = ("convs.*", "*.projection")
+# A weight smaller than this share of its graph is not worth its rounding: all of them together are 1 % of the size.
+SMALL_SHARE = 400
+
+Target = Literal["portable", "single"]
+Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fp16Options:
+    """`keep`: patterns of weights that stay float32 (see `Patterns`)."""
+
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How to convert to 8 bits.
+
+    Attributes:
+        target: `portable` (`MatMulInteger`: any onnxruntime, WebAssembly, batches) or `single` (`MatMulNBits`: one
+            stream on a processor, onnxruntime 1.22 or later).
+        block_size: weights with one scale, for `single`.
+        bits: 8, or 4 with `single` as an experiment.
+        keep: patterns of weights that stay float32.
+        fine: patterns of products whose activations get 16 bits, at no cost in size.
+        store: patterns of weights that are only stored in 8 bits and computed as float32.
+        signed: with `MatMulInteger`, store weights as int8 instead of uint8: up to twice as fast on processors with
+            VNNI or AMX and on ARM, but wrong on x86 processors without VNNI, which saturate sums of two products.
+    """
+
+    target: Target = "portable"
+    block_size: int = 64
+    bits: int = 8
+    keep: tuple[str, ...] = ()
+    fine: tuple[str, ...] = FINE
+    store: tuple[str, ...] = ()
+    signed: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no pass can do."""
+        if self.target not in TARGETS:
+            raise ConfigError(f"target is {self.target!r}, expected one of {', '.join(TARGETS)}")
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(f"block size is {self.block_size}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.bits not in (4, 8) or (self.bits == 4 and self.target != "single"):
+            raise ConfigError(f"bits is {self.bits} for target {self.target}, expected 8, or 4 with target single")
+
+
+Options = Fp16Options | Int8Options
+Weight = HalvedWeight | RoundedWeight
+
+
+@dataclass(frozen=True)
+class ConvertedGraph:
+    """A graph after its passes: the model, what was done to each weight, and a record for each pass."""
+
+    model: ir.Model
+    weights: tuple[Weight, ...]
+    records: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion: the new manifest, and what was done to the weights of each graph."""
+
+    manifest: Manifest
+    weights: dict[GraphKind, tuple[Weight, ...]] = field(default_factory=dict)
+
+    @property
+    def underflows(self) -> int:
+        """Weights that were not zero and are zero as float16."""
+        return sum(weight.underflows for weight in self._all() if isinstance(weight, HalvedWeight))
+
+    def _all(self) -> Iterator[Weight]:
+        for weights in self.weights.values():
+            yield from weights
+
+
+def convert(
+    input_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    options: Options,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    progress: Progress = logger.info,
+) -> Conversion:
+    """Convert a finished fp32 variant directory; nothing is at `output_dir` until everything is.
+
+    Args:
+        input_dir: the parent; every file of it is checked against its manifest.
+        output_dir: the directory to make.
+        options: which precision, and how.
+        name: the new variant's name; the directory's by default.
+        force: replace an earlier variant directory.
+        progress: told of each step.
+
+    Raises:
+        ArtifactError: the parent is no variant, incomplete, changed, or converted already.
+        GraphError: a weight does not fit into float16, or the result does not load.
+        ConfigError: a pattern fits no weight.
+        OutputError: the directory exists and `force` is not given, cannot be written, or is the parent.
+    """
+    source, target = Path(input_dir), Path(output_dir)
+    if source.resolve() == target.resolve():
+        raise OutputError(f"{target} is the directory to convert; choose another one for the result")
+    parent = load_artifact(source, verify_hashes=True)
+    _refuse_converted(parent)
+    precision = "fp16" if isinstance(options, Fp16Options) else "int8"
+    with atomic_directory(target, force) as directory:
+        graphs: dict[GraphKind, ConvertedGraph] = {}
+        models = {kind: ir.load(parent.graph_path(kind)) for kind in GRAPH_KINDS}
+        check_patterns(models, options)
+        for kind in GRAPH_KINDS:
+            progress(f"converting the {kind} to {precision}")
+            graphs[kind] = convert_graph(models[kind], kind, options)
+        manifest = dataclasses.replace(
+            parent.manifest,
+            name=name or target.resolve().name,
+            precision=precision,
+            conversion=[_parent_record(parent), *_join_records(graphs)],
+            files={},
+        )
+        for kind in GRAPH_KINDS:
+            spec = manifest.spec(kind)
+            progress(f"writing and checking {spec.file_name}")
+            path = directory / spec.file_name
+            ir.save(SetMetadata(metadata_props(manifest), __version__)(graphs[kind].model).model, path)
+            onnx.checker.check_model(str(path), full_check=True)
+            GraphSession(path, spec)
+        manifest = write_manifest(directory, manifest)
+    return Conversion(manifest, {kind: graph.weights for kind, graph in graphs.items()})
+
+
+def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> ConvertedGraph:
+    """Run the passes of one graph; `model` is left as it is.
+
+    Raises:
+        ArtifactError: a pass refuses the graph.
+        GraphError: a weight does not fit into float16.
+    """
+    weights: list[Weight] = []
+    records: list[dict[str, Any]] = []
+    for step in _passes(model, kind, options):
+        try:
+            result: Any = step(model)
+        except ir.passes.PreconditionError as error:
+            raise ArtifactError(f"the {kind} cannot be converted: {error}") from error
+        model = result.model
+        weights += result.weights
+        records.append({"pass": type(step).__name__, "graph": kind, "weights": len(result.weights), **_settings(step)})
+    return ConvertedGraph(model, tuple(weights), tuple(records))
+
+
+def patterns_for(kind: GraphKind, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns that hold for one graph; `encoder:` or `decoder:` before a pattern limits it to that graph."""
+    found = []
+    for pattern in patterns:
+        graph, colon, rest = pattern.partition(":")
+        if not colon or graph == kind:
+            found.append(rest if colon else pattern)
+    return tuple(found)
+
+
+def check_patterns(models: dict[GraphKind, ir.Model], options: Options) -> None:
+    """Raise `ConfigError` for a pattern of the options that fits no weight of any graph."""
+    names = {kind: [str(value.name) for value in float_weights(model)] for kind, model in models.items()}
+    lists = [options.keep] if isinstance(options, Fp16Options) else [options.keep, options.fine, options.store]
+    for pattern in (pattern for patterns in lists for pattern in patterns):
+        if not any(matches(name, patterns_for(kind, [pattern])) for kind in names for name in names[kind]):
+            raise ConfigError(
+                f"no weight is called {pattern!r}; names look like layers.0.fc1, convs.enc_0.weight or "
+                "decoder:acoustic.table, and * stands for anything"
+            )
+
+
+def convert_recipe(recipe: ConvertRecipe, parent: Path, directory: Path) -> Conversion:
+    """What `build` calls: the conversion that a configuration describes, in place of an earlier result."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.options.items()}
+    kinds: dict[str, type[Fp16Options] | type[Int8Options]] = {"fp16": Fp16Options, "int8": Int8Options}
+    return convert(parent, directory, kinds[recipe.precision](**values), force=True)
+
+
+CONVERTERS = {"fp16": convert_recipe, "int8": convert_recipe}
+
+
+def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.passes.FunctionalPass]:
+    keep = patterns_for(kind, (*ALWAYS_FLOAT, *options.keep))
+    total = sum(value.const_value.size for value in float_weights(model) if value.const_value is not None)
+    least = total // SMALL_SHARE
+    if isinstance(options, Fp16Options):
+        yield HalfWeights(keep, least)
+        return
+    store, fine = patterns_for(kind, options.store), patterns_for(kind, options.fine)
+    others = (*keep, *store)
+    if options.target == "portable":
+        yield DynamicProducts(("*",), others, fine, unsigned=not options.signed)
+    else:
+        yield DynamicProducts(fine, others, fine, unsigned=not options.signed)
+        yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits)
+    if store:
+        yield StoredWeights(store, keep, min_elements=1)
+    yield HalfWeights((*keep, "*.scales"), least)
+
+
+def _settings(step: ir.passes.FunctionalPass) -> dict[str, Any]:
+    """What a pass was told, as plain JSON values."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(step).items()}
+
+
+def _refuse_converted(parent: Artifact) -> None:
+    manifest = parent.manifest
+    if manifest.precision != FP32 or manifest.conversion:
+        raise ArtifactError(
+            f"{parent.path} is {manifest.precision} already; convert the {FP32} variant that it was made from"
+        )
+
+
+def _parent_record(parent: Artifact) -> dict[str, Any]:
+    manifest = parent.manifest
+    return {"parent": manifest.name, "files": {name: entry.sha256 for name, entry in sorted(manifest.files.items())}}
+
+
+def _join_records(graphs: dict[GraphKind, ConvertedGraph]) -> list[dict[str, Any]]:
+    return [record for kind in GRAPH_KINDS for record in graphs[kind].records]

@@ -1,0 +1,160 @@
+"""What is published: variant directories and whole-clip directories, each with a report that vouches for its files.
+
+A directory without a passing parity report for exactly the bytes that are in it does not become a subject.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimi_export.artifact import MANIFEST_NAME, FileEntry, Manifest, load_artifact
+from mimi_export.batch_files import BATCH_MANIFEST, BATCH_REPORT, BatchManifest, load_batch
+from mimi_export.errors import ArtifactError, ParityError
+from mimi_export.files import sha256
+
+REPORT_NAME = "report.json"
+REPORT_PLACES = (REPORT_NAME, f"../{REPORT_NAME}", f"../report/{REPORT_NAME}", f"../parity/{REPORT_NAME}", BATCH_REPORT)
+REPORT_VERSION = 1
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One directory to publish.
+
+    `files` are those to send, by name below `path`; `prefix` is where they go in the repository; `reports` are the
+    records of `report.json` that vouch for them (a whole-clip directory has one for each data type).
+    """
+
+    path: Path
+    name: str
+    prefix: str
+    files: Mapping[str, FileEntry]
+    reports: Sequence[Json]
+    manifest: Manifest | None = None
+    batch: BatchManifest | None = None
+
+    @property
+    def model(self) -> str:
+        """Where the weights came from."""
+        source = self.manifest.source if self.manifest is not None else self.batch.source if self.batch else None
+        return source.model if source is not None else ""
+
+
+def read_subjects(
+    directories: Sequence[str | os.PathLike[str]], reports: Sequence[str | os.PathLike[str]] = ()
+) -> list[Subject]:
+    """Check directories and their reports.
+
+    Args:
+        directories: variant directories and at most one that `export --batch` made.
+        reports: files of `mimi-export parity --report`, or the directories that hold one; by default those that lie
+            in or beside each directory.
+
+    Raises:
+        ArtifactError: a directory or report is damaged, or two of them would go to the same place.
+        ParityError: no report, a failing one, or one of other files.
+    """
+    named = [record for path in reports for record in read_records(Path(path))]
+    subjects: list[Subject] = []
+    for directory in map(Path, directories):
+        records = named if reports else [record for path in _usual(directory) for record in read_records(path)]
+        if (directory / BATCH_MANIFEST).is_file():
+            records += read_records(directory / BATCH_REPORT) if (directory / BATCH_REPORT).is_file() else []
+            subject = _batch_subject(directory, records)
+        else:
+            subject = _variant_subject(directory, records)
+        for other in subjects:
+            if other.prefix == subject.prefix:
+                raise ArtifactError(
+                    f"{other.path} and {subject.path} would both go to {subject.prefix or 'the root of the repository'}; "
+                    "publish them in two repositories, or export one of them under another name"
+                )
+        subjects.append(subject)
+    if not subjects:
+        raise ArtifactError("nothing to publish; name at least one variant directory")
+    return subjects
+
+
+def read_records(path: Path) -> list[Json]:
+    """The variants of a parity report; `path` may be the directory that holds it.
+
+    Raises:
+        ArtifactError: unreadable, no report, or one of another version.
+    """
+    path = path / REPORT_NAME if path.is_dir() else path
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it with `mimi-export parity`") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no parity report (not valid JSON)") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != REPORT_VERSION:
+        raise ArtifactError(f"{path} has format_version {version!r}, this program reads {REPORT_VERSION}; measure again")
+    records = content.get("variants")
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ArtifactError(f"{path} lists no variants, so it is no parity report")
+    return records
+
+
+def _usual(directory: Path) -> list[Path]:
+    found = [directory / place for place in REPORT_PLACES[:-1]]
+    return [path for path in found if path.is_file()]
+
+
+def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
+    artifact = load_artifact(directory, verify_hashes=True)
+    manifest = artifact.manifest
+    record = _vouching(directory, manifest.files, records)
+    path = directory / MANIFEST_NAME
+    files = {**manifest.files, MANIFEST_NAME: FileEntry(path.stat().st_size, sha256(path))}
+    return Subject(directory, manifest.name, f"{manifest.name}/", files, [record], manifest=manifest)
+
+
+def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
+    manifest = load_batch(directory, verify_hashes=True)
+    vouching = []
+    for graphs in manifest.dtypes.values():
+        wanted = {name: manifest.files[name] for name in graphs.values()}
+        vouching.append(_vouching(directory, wanted, records))
+    path = directory / BATCH_MANIFEST
+    files = {**manifest.files, BATCH_MANIFEST: FileEntry(path.stat().st_size, sha256(path))}
+    return Subject(directory, manifest.name, "", files, vouching, batch=manifest)
+
+
+def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence[Json]) -> Json:
+    """The passing record of exactly these files."""
+    how = f"run `mimi-export parity {directory} --report {directory.parent / 'report'}`"
+    nearest: list[str] | None = None
+    failing: Json | None = None
+    for record in records:
+        differ = _differing(files, record.get("files"))
+        if not differ and record.get("passed") is True:
+            return record
+        if not differ:
+            failing = record
+        elif nearest is None or len(differ) < len(nearest):
+            nearest = differ
+    if failing is not None:
+        missed = [str(check.get("line")) for check in failing.get("checks", []) if check.get("passed") is not True]
+        raise ParityError(f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}")
+    if nearest is not None and len(nearest) < len(files):
+        raise ParityError(
+            f"{directory} has a parity report, but for other files: {', '.join(nearest)} changed since then; {how}"
+        )
+    raise ParityError(f"{directory} has no parity report for its files, so it is not published; {how}")
+
+
+def _differing(files: Mapping[str, FileEntry], measured: Any) -> list[str]:
+    """Names whose SHA-256 in a report is another one, or missing."""
+    if not isinstance(measured, dict):
+        return list(files)
+    hashes = {name: entry.get("sha256") for name, entry in measured.items() if isinstance(entry, dict)}
+    return [name for name, entry in files.items() if hashes.get(name) != entry.sha256]

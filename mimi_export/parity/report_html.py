@@ -1,0 +1,279 @@
+"""`report.html`: one file that needs nothing else, with the verdict on top and everything to see and hear below.
+
+It has no script and loads nothing: tables, SVG, and PNG and WAV as data URIs. It follows the reader's light or dark
+mode and fits a phone.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+
+from mimi_export import __version__
+from mimi_export.parity import charts, report_md
+from mimi_export.parity.checks import METRIC_WORDS, STATE_DB, computation_order, number
+from mimi_export.parity.metrics import decibels
+from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
+from mimi_export.parity.spectra import spectrogram
+from mimi_export.spec import GRAPH_KINDS
+
+TOP_DB = 140.0  # of the error plots; what is exact is drawn there
+GRID_DB = (30.0, 60.0, 90.0, 120.0)
+CURVES = {
+    "latents": "Latents before the quantiser",
+    "decoder": "Decoder, from the reference's codes",
+    "end_to_end": "End to end, from the variant's own codes",
+}
+
+
+def to_text(run: ParityRun) -> str:
+    """`report.html` as text."""
+    style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    parts = [_verdict(run)]
+    if run.reports:
+        parts += [_variants(run), _checks(run), _published(run), *_clips(run), _states(run), _all_clips(run), _footer(run)]
+    title = f"Parity: {report_md.verdict(run)}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{_e(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _verdict(run: ParityRun) -> str:
+    good = run.passed
+    problems = [*run.missed]
+    problems += [f"{report.name}: {item.line}" for report in run.reports for item in report.explanations]
+    problems += [f"could not measure {item.directory}: {item.reason}" for item in run.not_measured]
+    items = "".join(f"<li>{_e(line)}</li>" for line in problems)
+    words = "Every budget is met." if good else "What is wrong, and where:"
+    return (
+        f'<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n<div class="verdict {_tone(good)}">'
+        f"<strong>{_e(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
+    )
+
+
+def _variants(run: ParityRun) -> str:
+    rows = []
+    for report in run.reports:
+        cells = [_e(cell) for cell in report_md.variant_row(report)]
+        cells[0] = f"<b>{cells[0]}</b>"
+        cells[1] = _pill(report.passed, "pass", "fail")
+        rows.append(cells)
+    first = run.reports[0].clips[0]
+    return (
+        "<h2>Variants</h2><p>Levels are signal-to-noise ratios against untouched batch PyTorch on the clip "
+        f"<code>{_e(first.name)}</code>; more is better, float rounding alone leaves 110 to 130 dB. Codes are of all "
+        "clips and all ways to call; ties are entries that rounding cannot tell apart (and what follows from them).</p>"
+        + _table(report_md.VARIANT_COLUMNS, rows)
+    )
+
+
+def _checks(run: ParityRun) -> str:
+    rows = []
+    for report in run.reports:
+        for check in report.checks:
+            words, unit = METRIC_WORDS[check.metric]
+            rows.append([
+                _e(report.name),
+                _pill(check.passed, "met", "missed"),
+                _e(words),
+                f"{number(check.got)} {unit}",
+                f"{_e(check.wanted)} {unit}",
+                f'<span class="note">{_e(check.where)}. {_e(check.reason)}.</span>',
+            ])  # fmt: skip
+    return "<h2>Budgets</h2>" + _table(("variant", "", "what", "got", "wanted", "where, and why this number"), rows, why=5)
+
+
+def _published(run: ParityRun) -> str:
+    rows = [[_e(cell) for cell in row] for row in report_md.published_rows(run)]
+    return (
+        "<h2>Streaming against batch, 3 s</h2><p>The table of the public models' card, and the same on the first "
+        "3 seconds of our first clip.</p>" + _table(report_md.PUBLISHED_COLUMNS, rows)
+    )
+
+
+def _clips(run: ParityRun) -> list[str]:
+    """Pictures and players of each clip, the first one open."""
+    parts = ["<h2>See and hear</h2>"]
+    for index, first in enumerate(run.reports[0].clips):
+        found = [(report, clip) for report in run.reports for clip in report.clips if clip.name == first.name]
+        rate = run.reports[0].manifest.geometry.sampling_rate
+        seconds = f"{first.num_samples / rate:.2f} s"
+        shown = len(first.excerpt.original) / rate
+        detail = f"{seconds}, {first.num_frames} frames" + ("" if shown >= first.num_samples / rate else f"; heard: {shown:g} s")
+        body = _listen(found, rate) + _waves(found, shown) + _spectra(found, rate) + _errors(found) + _heat(found)
+        is_open = " open" if index == 0 else ""
+        parts.append(f"<details{is_open}><summary>{_e(first.name)}<span>{detail}</span></summary>{body}</details>")
+    return parts
+
+
+Found = Sequence[tuple[VariantReport, ClipResult]]
+
+
+def _listen(found: Found, rate: int) -> str:
+    players = [("Original", found[0][1].excerpt.original)]
+    for count, clip in _by_codebooks(found).items():
+        players.append((f"PyTorch, {count} codebooks", clip.excerpt.reference))
+    players += [(report.name, clip.excerpt.result) for report, clip in found]
+    figures = "".join(
+        f"<figure><figcaption><b>{_e(name)}</b></figcaption>"
+        f'<audio controls preload="metadata" src="{charts.wav(samples, rate)}"></audio></figure>'
+        for name, samples in players
+    )
+    return f'<h3>Listen</h3><div class="grid2">{figures}</div>'
+
+
+def _waves(found: Found, seconds: float) -> str:
+    legend = _legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
+    figures = "".join(
+        f'<figure><figcaption><b>{_e(report.name)}</b>, end to end</figcaption><div class="plot">'
+        + charts.waveforms(clip.excerpt.original, clip.excerpt.reference, clip.excerpt.result)
+        + f"</div>{_axis(seconds)}</figure>"
+        for report, clip in found
+    )
+    return f'<h3>Waveforms</h3>{legend}<div class="grid2">{figures}</div>'
+
+
+def _spectra(found: Found, rate: int) -> str:
+    signals = [("Original", found[0][1].excerpt.original)]
+    signals += [(f"PyTorch, {count} codebooks", clip.excerpt.reference) for count, clip in _by_codebooks(found).items()]
+    signals += [(report.name, clip.excerpt.result) for report, clip in found]
+    figures = "".join(
+        f'<figure><figcaption><b>{_e(name)}</b></figcaption><div class="plot">'
+        f'<img alt="Log-mel spectrogram of {_e(name)}" src="{_spectrogram(samples, rate)}"></div>'
+        f"{_axis(len(samples) / rate)}</figure>"
+        for name, samples in signals
+    )
+    return f'<h3>Spectrograms</h3><p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p><div class="grid2">{figures}</div>'
+
+
+def _spectrogram(samples: charts.Audio, rate: int) -> str:
+    return charts.spectrogram_png(spectrogram(samples, rate, charts.COLUMNS))
+
+
+def _errors(found: Found) -> str:
+    legend = _legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
+    ticks = "".join(f'<span class="tick" style="top:{100 - 100 * value / TOP_DB:.1f}%">{value:g} dB</span>' for value in GRID_DB)
+    figures = ""
+    for what, title in CURVES.items():
+        series = [
+            (index % 8, _curve(clip, what, report.manifest.geometry.frame_rate))
+            for index, (report, clip) in enumerate(found)
+            if what in clip.timeline.energies
+        ]
+        if series:
+            figures += f'<figure><figcaption><b>{title}</b></figcaption><div class="plot tall">'
+            figures += charts.lines(series, 0.0, TOP_DB, GRID_DB) + ticks + "</div>"
+            figures += _axis(found[0][1].num_frames / found[0][0].manifest.geometry.frame_rate) + "</figure>"
+    return (
+        "<h3>Error over time</h3><p>SNR of each second; higher is better, a fall would be drift. What is exact stands "
+        f'at the top.</p>{legend}<div class="grid2">{figures}</div>'
+    )
+
+
+def _curve(clip: ClipResult, what: str, frame_rate: float) -> charts.Array:
+    """SNR of each second, or of more where the clip is long."""
+    signal, error = clip.timeline.energies[what]
+    spans = min(charts.COLUMNS, max(1, round(len(signal) / frame_rate)))
+    edges = np.linspace(0, len(signal), spans + 1).astype(int)[:-1]
+    sums = zip(np.add.reduceat(signal, edges), np.add.reduceat(error, edges), strict=True)
+    return np.array([decibels(float(a), float(b)) for a, b in sums])
+
+
+def _heat(found: Found) -> str:
+    legend = _legend((("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie")))
+    figures = ""
+    for report, clip in found:
+        codebooks = len(clip.timeline.verdict)
+        agreement = next(iter(clip.codes.values()))
+        figures += (
+            f"<figure><figcaption><b>{_e(report.name)}</b>, {report_md.percent(agreement.equal)} equal; codebook 0 on "
+            f'top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" alt="Code agreement of '
+            f'{_e(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{charts.heat_map(clip.timeline.verdict)}">'
+            f"</div>{_axis(clip.num_frames / report.manifest.geometry.frame_rate)}</figure>"
+        )
+    return f'<h3>Codes equal to PyTorch\'s, by codebook and time</h3>{legend}<div class="grid2">{figures}</div>'
+
+
+def _states(run: ParityRun) -> str:
+    """States of all variants, a row each, in the order of computation."""
+    parts = [
+        "<h2>States at the end of the stream</h2><p>SNR in dB against the PyTorch step functions after the first clip, in "
+        f"the order of computation. In an exact variant, the first one below {STATE_DB:g} dB is where to look.</p>"
+    ]
+    for kind in GRAPH_KINDS:
+        names = list(dict.fromkeys(name for report in run.reports for name in computation_order(report.manifest, kind)))
+        rows = []
+        for name in names:
+            cells = [f"<code>{_e(name)}</code>"]
+            for report in run.reports:
+                value = report.states.get(kind, {}).get(name)
+                weak = report.manifest.precision == "fp32" and value is not None and not value >= STATE_DB
+                cells.append(f'<span class="pill bad">{number(value, 1)}</span>' if weak else number(value, 1))
+            rows.append(cells)
+        table = _table((kind, *(_e(report.name) for report in run.reports)), rows)
+        parts.append(f"<details><summary>{kind}<span>{len(names)} states</span></summary>{table}</details>")
+    return "".join(parts)
+
+
+def _all_clips(run: ParityRun) -> str:
+    rows = [[_e(cell) for cell in row] for report in run.reports for row in report_md.clip_rows(report)]
+    return "<h2>All clips and ways to call</h2>" + _table(report_md.CLIP_COLUMNS, rows)
+
+
+def _footer(run: ParityRun) -> str:
+    sources = {f"{r.manifest.source.model} {r.manifest.source.revision or ''}".strip() for r in run.reports}
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(run.reports[0].tools.items()))
+    return f"<footer>mimi-export {__version__} · model {_e(', '.join(sorted(sources)))} · {_e(tools)}</footer>"
+
+
+def _by_codebooks(found: Found) -> dict[int, ClipResult]:
+    """One clip result for each number of codebooks: PyTorch's reconstruction depends on nothing else."""
+    chosen: dict[int, ClipResult] = {}
+    for report, clip in found:
+        chosen.setdefault(report.manifest.num_codebooks, clip)
+    return chosen
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], why: int | None = None) -> str:
+    """Cells are HTML; column `why` holds sentences."""
+    head = "".join(f"<th{_left(i, why)}>{column}</th>" for i, column in enumerate(columns))
+    body = "".join(
+        "<tr>" + "".join(f"<td{_left(i, why)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _left(index: int, why: int | None) -> str:
+    return ' class="why"' if index == why else ""
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    items = "".join(
+        f'<span><i style="background:{colour if colour.startswith("#") else f"var(--{colour})"}"></i>{_e(name)}</span>'
+        for colour, name in entries
+    )
+    return f'<div class="legend">{items}</div>'
+
+
+def _axis(seconds: float) -> str:
+    return f'<div class="axis"><span>0</span><span>{seconds / 2:.3g}</span><span>{seconds:.3g} s</span></div>'
+
+
+def _pill(good: bool, yes: str, no: str) -> str:
+    return f'<span class="pill {_tone(good)}">{yes if good else no}</span>'
+
+
+def _tone(good: bool) -> str:
+    return "good" if good else "bad"
+
+
+def _e(text: str) -> str:
+    return html.escape(str(text))

@@ -1,0 +1,178 @@
+"""Broken graphs: a finished variant with one defect put into one of its ONNX files, hashes set right again."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mimi_export.artifact import Artifact, load_artifact, write_manifest
+from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec
+
+Mutation = Callable[[ir.Model], None]
+
+
+def broken(variant: Path, target: Path, kind: GraphKind, mutation: Mutation) -> Path:
+    """A copy of a variant at `target` with `mutation` applied to one graph; its manifest fits its files."""
+    shutil.copytree(variant, target)
+    artifact = load_artifact(target)
+    path = artifact.graph_path(kind)
+    model = ir.load(path)
+    mutation(model)
+    model.graph.sort()
+    path.unlink()
+    ir.save(model, path)
+    write_manifest(target, artifact.manifest)
+    return target
+
+
+def value(model: ir.Model, name: str) -> ir.Value:
+    found = {v.name: v for v in model.graph.inputs}
+    found |= {v.name: v for node in model.graph for v in node.outputs}
+    return found[name]
+
+
+def insert(model: ir.Model, op: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
+    node = ir.node(op, inputs, attributes=attributes or None)
+    node.outputs[0].name = name
+    model.graph.append(node)
+    return node.outputs[0]
+
+
+def constant(model: ir.Model, array: np.ndarray, name: str) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    initializer = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    model.graph.register_initializer(initializer)
+    return initializer
+
+
+def redirect(old: ir.Value, new: ir.Value, *keep: ir.Node) -> None:
+    """Let all users of `old` but `keep` read `new`."""
+    for use in list(old.uses()):
+        if use.node not in keep:
+            use.node.replace_input_with(use.idx, new)
+
+
+def ignore_state(name: str) -> Mutation:
+    """The graph multiplies the state that it is given by zero."""
+
+    def mutate(model: ir.Model) -> None:
+        past = value(model, f"past_{name}")
+        zero = insert(model, "Mul", [past, constant(model, np.zeros(1, np.float32), "mutation_zero")], "mutation")
+        redirect(past, zero, zero.producer())
+
+    return mutate
+
+
+def lose_state(name: str) -> Mutation:
+    """The graph hands on zeros."""
+
+    def mutate(model: ir.Model) -> None:
+        present = value(model, f"present_{name}")
+        present.name = f"mutation_{name}"
+        zero = insert(model, "Mul", [present, constant(model, np.zeros(1, np.float32), "mutation_zero")], f"present_{name}")
+        zero.dtype, zero.shape = present.dtype, present.shape
+        model.graph.outputs[list(model.graph.outputs).index(present)] = zero
+
+    return mutate
+
+
+def swap_states(first: str, second: str) -> Mutation:
+    """Two states of the same shape are read in each other's place."""
+
+    def mutate(model: ir.Model) -> None:
+        a, b = value(model, f"past_{first}"), value(model, f"past_{second}")
+        uses_a, uses_b = list(a.uses()), list(b.uses())
+        for use in uses_a:
+            use.node.replace_input_with(use.idx, b)
+        for use in uses_b:
+            use.node.replace_input_with(use.idx, a)
+
+    return mutate
+
+
+def no_sliding_window(model: ir.Model) -> None:
+    """The mask `age < window` becomes `age < 1000000`."""
+    node = next(n for n in model.graph if n.op_type == "Less" and n.inputs[1].const_value is not None
+                and n.inputs[0].producer().op_type == "Sub")  # fmt: skip
+    node.replace_input_with(1, constant(model, np.array(1_000_000), "mutation_window"))
+
+
+def no_replicate(model: ir.Model) -> None:
+    """The first call's padding of the downsampling is what the client gave: zeros."""
+    past = value(model, "past_conv_ds_state")
+    for use in list(past.uses()):
+        if use.node.op_type == "Where":
+            use.node.outputs[0].replace_all_uses_with(past)
+
+
+def shift_position(model: ir.Model) -> None:
+    """Queries are rotated one position too far; keys are not."""
+    cos = next(node for node in model.graph if node.op_type == "Cos")
+    angle = cos.inputs[0]
+    bounds = [constant(model, np.array([n]), f"mutation_{n}") for n in (1, 2, 0)]
+    one = insert(model, "Slice", [angle, *bounds], "mutation_step")
+    shifted = insert(model, "Add", [angle, one], "mutation_angle")
+    c, s = (insert(model, op, [shifted], f"mutation_{op}") for op in ("Cos", "Sin"))
+    minus = insert(model, "Neg", [s], "mutation_minus")
+    replaced = {"cos": insert(model, "Concat", [c, c], "mutation_cc", axis=-1),
+                "sin": insert(model, "Concat", [minus, s], "mutation_ss", axis=-1)}  # fmt: skip
+    for node in list(model.graph):
+        source = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
+        if source is not None and source.op_type == "Concat":
+            ops = {v.producer().op_type for v in source.inputs if v.producer() is not None}
+            if ops <= {"Cos", "Sin", "Neg"} and ops:
+                node.replace_input_with(0, replaced["cos" if ops == {"Cos"} else "sin"])
+
+
+def keep_bias(name: str) -> Mutation:
+    """A transposed convolution hands on its overlap with the bias in it."""
+
+    def mutate(model: ir.Model) -> None:
+        bias = model.graph.initializers[f"convs.{name}.bias"].const_value.numpy().reshape(1, -1, 1)
+        state = f"conv_{name}_state"
+        present = value(model, f"present_{state}")
+        present.name = f"mutation_{state}"
+        total = insert(model, "Add", [present, constant(model, bias, "mutation_bias")], f"present_{state}")
+        total.dtype, total.shape = present.dtype, present.shape
+        model.graph.outputs[list(model.graph.outputs).index(present)] = total
+
+    return mutate
+
+
+def wrong_weight(name: str) -> Mutation:
+    """One initializer is off by a percent."""
+
+    def mutate(model: ir.Model) -> None:
+        initializer = model.graph.initializers[name]
+        array = initializer.const_value.numpy() * np.float32(1.01)
+        initializer.const_value = ir.tensor(array, name=name)
+
+    return mutate
+
+
+def state_mutations(artifact: Artifact) -> Iterator[tuple[str, GraphKind, tuple[str, ...], Mutation]]:
+    """Every state ignored, lost, and swapped with each other one of its shape: title, graph, guilty states, mutation."""
+    for kind in GRAPH_KINDS:
+        graph: GraphSpec = artifact.spec(kind)
+        for state in graph.states:
+            if state.dtype == "float32":
+                yield f"{kind}: {state.name} ignored", kind, (state.name,), ignore_state(state.name)
+                yield f"{kind}: {state.name} lost", kind, (state.name,), lose_state(state.name)
+        for a, b in itertools.combinations(graph.states, 2):
+            if a.past_shape == b.past_shape and a.dtype == b.dtype:
+                yield f"{kind}: {a.name} and {b.name} swapped", kind, (a.name, b.name), swap_states(a.name, b.name)
+
+
+def other_mutations() -> Iterator[tuple[str, GraphKind, str, Mutation]]:
+    """The rest of the list: title, graph, the stage where it must be found, mutation."""
+    for kind in GRAPH_KINDS:
+        yield f"{kind}: no sliding window", kind, "transformer_0", no_sliding_window
+        yield f"{kind}: queries shifted by one position", kind, "transformer_0", shift_position
+    yield "encoder: no replicate on the first call", "encoder", "latents", no_replicate
+    yield "decoder: bias kept in the overlap", "decoder", "conv_dec_2_state", keep_bias("dec_2")
+    yield "encoder: a weight off by 1 %", "encoder", "enc_6", wrong_weight("convs.enc_6.weight")
