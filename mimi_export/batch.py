@@ -21,7 +21,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,52 +29,30 @@ import onnx_ir as ir
 
 from mimi_export import __version__
 from mimi_export.artifact import FileEntry, Source
+from mimi_export.batch_files import BATCH_MANIFEST, BatchManifest
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.errors import ArtifactError, ConfigError
+from mimi_export.convert import Fp16Options, Int8Options, Options, convert_graph
+from mimi_export.errors import ConfigError
 from mimi_export.export import finish, onnx_program, tool_versions
 from mimi_export.files import atomic_directory, sha256
 from mimi_export.geometry import Geometry
 from mimi_export.graphs import streaming_graph
-from mimi_export.passes.fp16_weights import HalfWeights
-from mimi_export.passes.int8_dynamic import DynamicProducts
 from mimi_export.passes.interface import SetInterface
 from mimi_export.passes.metadata import SetMetadata
 from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
 from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec, graph_spec
 
-FORMAT_VERSION = 1
-BATCH_MANIFEST = "batch.json"
 GRAPH_FOLDER = "onnx"
-CODEBOOKS = ("*codebooks.*", "*.table")  # the quantiser's entries: 16-bit ones would move the nearest neighbours
 
 Progress = Callable[[str], None]
-Conversion = Callable[[], ir.passes.FunctionalPass]
 logger = logging.getLogger(__name__)
 
-# Data types by transformers.js' name -> what a file name ends with, and what makes it from float32 graphs.
-DTYPES: dict[str, tuple[str, Conversion | None]] = {
+# Data types by transformers.js' name -> what a file name ends with, and how they are made from float32 graphs.
+DTYPES: dict[str, tuple[str, Options | None]] = {
     "fp32": ("", None),
-    "fp16": ("_fp16", lambda: HalfWeights(keep=CODEBOOKS)),
-    "q8": ("_quantized", lambda: DynamicProducts(keep=CODEBOOKS)),
+    "fp16": ("_fp16", Fp16Options()),
+    "q8": ("_quantized", Int8Options()),
 }
-
-
-@dataclass(frozen=True)
-class BatchManifest:
-    """The content of `batch.json`; `dtypes` maps each data type to the files of its encoder and decoder."""
-
-    name: str
-    num_codebooks: int
-    sampling_rate: int
-    frame_size: int
-    source: Source
-    tools: Mapping[str, str]
-    dtypes: Mapping[str, Mapping[GraphKind, str]]
-    files: Mapping[str, FileEntry]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"format_version": FORMAT_VERSION, "kind": "batch", **dataclasses.asdict(self)}
 
 
 def batch_spec(geometry: Geometry, kind: GraphKind, num_codebooks: int) -> GraphSpec:
@@ -126,10 +103,10 @@ def export_batch(
             progress(f"tracing the {kind}")
             model = batch_graph(checkpoint, kind, count)
             for dtype in dtypes:
-                suffix, conversion = DTYPES[dtype]
+                suffix, options = DTYPES[dtype]
                 file = f"{GRAPH_FOLDER}/{kind}_model{suffix}.onnx"
                 progress(f"writing and checking {file}")
-                converted = model if conversion is None else conversion()(model).model
+                converted = model if options is None else convert_graph(model, kind, options).model
                 SetMetadata(_props(checkpoint, title, count, dtype), __version__)(converted)
                 ir.save(converted, directory / file)
                 onnx.checker.check_model(str(directory / file), full_check=True)
@@ -188,35 +165,6 @@ def preprocessor_json(geometry: Geometry) -> dict[str, Any]:
         "return_attention_mask": True,
         "sampling_rate": geometry.sampling_rate,
     }
-
-
-def load_batch(directory: str | os.PathLike[str], verify_hashes: bool = False) -> BatchManifest:
-    """Read and check a directory that `export_batch` wrote; with `verify_hashes` every file's content too.
-
-    Raises:
-        ArtifactError: no such directory, a damaged or foreign `batch.json`, or a file missing or changed.
-    """
-    path = Path(directory) / BATCH_MANIFEST
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it with `export --batch`") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not valid JSON; export it again") from error
-    try:
-        if (content.pop("format_version"), content.pop("kind")) != (FORMAT_VERSION, "batch"):
-            raise ArtifactError(f"{path} has another format than {FORMAT_VERSION}; export it again")
-        files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
-        manifest = BatchManifest(**{**content, "source": Source(**content["source"]), "files": files})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is no list of batch files ({error}); export it again") from error
-    for name, entry in files.items():
-        file = Path(directory) / name
-        if ".." in Path(name).parts or not file.is_file() or file.stat().st_size != entry.bytes:
-            raise ArtifactError(f"{file} is missing or has another size than {BATCH_MANIFEST} says; export it again")
-        if verify_hashes and sha256(file) != entry.sha256:
-            raise ArtifactError(f"{file} was changed: {BATCH_MANIFEST} says another SHA-256; export it again")
-    return manifest
 
 
 def _props(checkpoint: Checkpoint, name: str, num_codebooks: int, dtype: str) -> dict[str, str]:

@@ -24,14 +24,14 @@ from mimi_export import __version__
 from mimi_export.artifact import Artifact, Manifest, load_artifact, metadata_props, write_manifest
 from mimi_export.errors import ArtifactError, ConfigError, OutputError
 from mimi_export.files import atomic_directory
+from mimi_export.golden import write_golden
 from mimi_export.passes.fp16_weights import HalfWeights, HalvedWeight
 from mimi_export.passes.int8_block import BLOCK_SIZES, BlockProducts
 from mimi_export.passes.int8_dynamic import DynamicProducts
 from mimi_export.passes.int8_products import RoundedWeight
 from mimi_export.passes.int8_storage import StoredWeights
 from mimi_export.passes.metadata import SetMetadata
-from mimi_export.passes.weights import float_weights, matches
-from mimi_export.runtime.session import GraphSession
+from mimi_export.passes.weights import SCALES, float_weights, matches
 from mimi_export.spec import GRAPH_KINDS, GraphKind
 from mimi_export.variants import ConvertRecipe
 
@@ -171,7 +171,8 @@ def convert(
             path = directory / spec.file_name
             ir.save(SetMetadata(metadata_props(manifest), __version__)(graphs[kind].model).model, path)
             onnx.checker.check_model(str(path), full_check=True)
-            GraphSession(path, spec)
+        progress("running the golden clip")
+        write_golden(directory, manifest)
         manifest = write_manifest(directory, manifest)
     return Conversion(manifest, {kind: graph.weights for kind, graph in graphs.items()})
 
@@ -220,7 +221,8 @@ def check_patterns(models: dict[GraphKind, ir.Model], options: Options) -> None:
 
 def convert_recipe(recipe: ConvertRecipe, parent: Path, directory: Path) -> Conversion:
     """What `build` calls: the conversion that a configuration describes, in place of an earlier result."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.options.items()}
+    values: dict[str, Any] = dict(recipe.options)
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     kinds: dict[str, type[Fp16Options] | type[Int8Options]] = {"fp16": Fp16Options, "int8": Int8Options}
     return convert(parent, directory, kinds[recipe.precision](**values), force=True)
 
@@ -244,7 +246,7 @@ def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.p
         yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits)
     if store:
         yield StoredWeights(store, keep, min_elements=1)
-    yield HalfWeights((*keep, "*.scales"), least)
+    yield HalfWeights((*keep, f"*{SCALES}"), least)
 
 
 def _settings(step: ir.passes.FunctionalPass) -> dict[str, Any]:

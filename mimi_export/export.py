@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from onnxscript import opset20 as op
 from torch import Tensor
 from torch.export import Dim
@@ -30,6 +31,7 @@ from mimi_export.checkpoint import Checkpoint
 from mimi_export.errors import ConfigError
 from mimi_export.files import atomic_directory
 from mimi_export.geometry import Geometry
+from mimi_export.golden import write_golden
 from mimi_export.graphs import StreamingGraph, streaming_graph
 from mimi_export.passes.interface import SetInterface
 from mimi_export.passes.metadata import SetMetadata
@@ -94,6 +96,8 @@ def export_variant(
             progress(f"writing and checking {graph.file_name}")
             ir.save(model, directory / graph.file_name)
             onnx.checker.check_model(str(directory / graph.file_name), full_check=True)
+        progress("running the golden clip")
+        write_golden(directory, manifest)
         manifest = write_manifest(directory, manifest)
         load_artifact(directory)
     return manifest
@@ -109,7 +113,7 @@ def finish(model: ir.Model, graph: GraphSpec, props: dict[str, str]) -> None:
     """Bring an exported model into the published form, in place."""
     ir.passes.Sequential(
         RemoveTapOutputs(),
-        ir.passes.common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedNodesPass(),
         SetInterface(graph),
         SetMetadata(props, __version__),
     )(model)

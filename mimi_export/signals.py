@@ -133,7 +133,7 @@ def _syllables(seconds: float, rng: np.random.Generator) -> tuple[Array, dict[st
         "unvoiced": [zero, loud_hiss * level, 0.2 * loud_hiss * level, 4e-3 * level, 4e-3 * level, zero],
         "hiss": [rng.uniform(2000, 7000, count)] * 6,
     }
-    corners = {name: np.stack(columns, axis=1).ravel() for name, columns in tracks.items()}
+    corners: dict[str, Array] = {name: np.stack(columns, axis=1).ravel() for name, columns in tracks.items()}
     path = np.stack([formants, formants, formants, formants, glide, glide], axis=1)
     corners["formants"] = path.reshape(-1, formants.shape[1])
     return np.cumsum(steps.ravel()), corners

@@ -50,7 +50,15 @@ METRICS: dict[str, str] = {
 # Options of a conversion by the precision it gives: key -> TOML type.
 CONVERSIONS: dict[str, dict[str, type]] = {
     "fp16": {"keep": list},
-    "int8": {"target": str, "block_size": int, "bits": int, "keep": list},
+    "int8": {
+        "target": str,
+        "block_size": int,
+        "bits": int,
+        "keep": list,
+        "fine": list,
+        "store": list,
+        "signed": bool,
+    },
 }
 
 

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from mimi_export.audio import AudioReader, AudioWriter
 from mimi_export.cli.console import show_rows
@@ -65,11 +66,12 @@ def demo(variant: Path, recording: Path, output: Path) -> None:
     show_rows("Frame by frame through ONNX Runtime", rows)
 
 
-def main() -> None:
-    """Parse the arguments; bad input ends in one line and an exit code."""
-    if len(sys.argv) != 4:
-        sys.exit(__doc__)
-    variant, recording, output = (Path(argument) for argument in sys.argv[1:])
+def main(
+    variant: Annotated[Path, typer.Argument(help="Variant directory.")],
+    recording: Annotated[Path, typer.Argument(help="Audio file, or `generated`.")],
+    output: Annotated[Path, typer.Argument(help="Directory for the results.")],
+) -> None:
+    """Encode and decode a recording frame by frame through ONNX Runtime."""
     with errors_as_exit_codes():
         output.mkdir(parents=True, exist_ok=True)
         if str(recording) == "generated":
@@ -80,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,30 +1,28 @@
-"""Store a variant's weights as float16: `mimi-export convert fp16` under the published name and flags.
+#!/usr/bin/env python3
+"""Store a variant's weights as float16, with the flags of the published script: an entry to `mimi-export convert fp16`.
 
-    python scripts/weight_fp16.py --input-dir artifacts/streaming-8cb --output-dir artifacts/streaming-8cb-fp16
+python scripts/weight_fp16.py --input-dir artifacts/streaming-8cb --output-dir artifacts/streaming-8cb-fp16
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import argparse
+import sys
+from collections.abc import Sequence
 
-import typer
-
-from mimi_export.cli.convert import convert_fp16
-from mimi_export.cli.errors import errors_as_exit_codes
-from mimi_export.cli.options import Force, Json
+from mimi_export.cli import main as mimi_export
 
 
-def main(
-    input_dir: Annotated[Path, typer.Option("--input-dir", metavar="DIR", help="A finished fp32 variant directory.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Directory to make.")],
-    force: Force = False,
-    json: Json = False,
-) -> None:
-    """Store the weights of a variant as float16; arithmetic stays float32."""
-    with errors_as_exit_codes():
-        convert_fp16(input_dir, output_dir, force=force, json=json)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Store the weights of a variant as float16.")
+    parser.add_argument("--input-dir", metavar="DIR", required=True, help="a finished fp32 variant directory")
+    parser.add_argument("--output-dir", metavar="DIR", required=True, help="directory to make")
+    parser.add_argument("--force", action="store_true", help="replace an earlier variant directory")
+    options = parser.parse_args(arguments)
+    force = ["--force"] if options.force else []
+    return mimi_export(["convert", "fp16", options.input_dir, options.output_dir, *force])
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -6,6 +6,7 @@ Nothing here knows a shortcut into the product: a graph is a function from data 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,15 @@ def stream(
         output, states = step(np.ascontiguousarray(data[..., start * unit : stop * unit]), states)
         outputs.append(output)
     return np.concatenate(outputs, axis=-1), states
+
+
+def show(text: str, capsys: Any = None) -> None:
+    """Write a line of results: past pytest's capture if `capsys` is given, else for `-s` and failure reports."""
+    if capsys is None:
+        sys.stdout.write(text + "\n")
+        return
+    with capsys.disabled():
+        sys.stdout.write(text + "\n")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def lose_state(name: str) -> Mutation:
     def mutate(model: ir.Model) -> None:
         present = value(model, f"present_{name}")
         present.name = f"mutation_{name}"
-        zero = insert(model, "Mul", [present, constant(model, np.zeros(1, np.float32), "mutation_zero")], f"present_{name}")
+        factor = constant(model, np.zeros(1, np.float32), "mutation_zero")
+        zero = insert(model, "Mul", [present, factor], f"present_{name}")
         zero.dtype, zero.shape = present.dtype, present.shape
         model.graph.outputs[list(model.graph.outputs).index(present)] = zero
 
@@ -156,7 +157,7 @@ def wrong_weight(name: str) -> Mutation:
 
 
 def state_mutations(artifact: Artifact) -> Iterator[tuple[str, GraphKind, tuple[str, ...], Mutation]]:
-    """Every state ignored, lost, and swapped with each other one of its shape: title, graph, guilty states, mutation."""
+    """Every state ignored, lost, swapped with each other one of its shape: title, graph, guilty states, mutation."""
     for kind in GRAPH_KINDS:
         graph: GraphSpec = artifact.spec(kind)
         for state in graph.states:

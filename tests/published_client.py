@@ -45,5 +45,5 @@ class PublishedClient:
         tensors = [data, *self.states]
         if len(tensors) != len(self.inputs):
             raise ValueError(f"the graph has {len(self.inputs)} inputs, the contract {len(tensors)}")
-        result, *self.states = self.session.run(None, dict(zip(self.inputs, tensors)))
+        result, *self.states = self.session.run(None, dict(zip(self.inputs, tensors, strict=True)))
         return result

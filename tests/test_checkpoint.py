@@ -23,15 +23,19 @@ from mimi_export.errors import CheckpointError, ConfigError
 from mimi_export.synthetic import synthetic_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD_COMMIT = COMMIT[::-1]
+COMMITS = {"": COMMIT, "main": COMMIT, "old": OLD_COMMIT, COMMIT: COMMIT, OLD_COMMIT: OLD_COMMIT}
 STOP = "stop the Hub"
 ATTEMPTS = {
     "good": ("acme/tiny", None),
     "cached": ("acme/tiny", None),
-    "revision": ("acme/tiny", COMMIT),
+    "commit": ("acme/tiny", COMMIT),
+    "branch": ("acme/tiny", "old"),
     "no revision": ("acme/tiny", "v9"),
     **{kind: (f"acme/{kind}", None) for kind in ("absent", "private", "gated", "broken", "empty")},
     STOP: ("", None),
     "cached, no Hub": ("acme/tiny", None),
+    "branch, no Hub": ("acme/tiny", "old"),
     "no Hub": ("acme/other", None),
 }
 CLIENT = """
@@ -85,7 +89,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         if path == "/stop":
             self.server.stop()
-            return self._send(b"")
+            return self._send(b"", "")
         api = path.startswith("/api/models/")
         path = path.removeprefix("/api/models").removeprefix("/")
         model, _, rest = path.partition("/revision/" if api else "/resolve/")
@@ -98,19 +102,21 @@ class HubRequest(BaseHTTPRequestHandler):
             return self._error(403, "GatedRepo")
         if model == "acme/broken":
             return self._error(500, "")
-        if revision not in ("", "main", COMMIT):
+        if revision not in COMMITS:
             return self._error(404, "RevisionNotFound")
+        commit = COMMITS[revision]
         if api:
-            return self._send(json.dumps({"id": model, "modelId": model, "sha": COMMIT, "siblings": []}).encode())
+            answer = {"id": model, "modelId": model, "sha": commit, "siblings": []}
+            return self._send(json.dumps(answer).encode(), commit)
         file = self.server.directory / name
         if not file.is_file() or (model == "acme/empty" and name != "config.json"):
             return self._error(404, "EntryNotFound")
-        return self._send(file.read_bytes())
+        return self._send(file.read_bytes(), commit)
 
-    def _send(self, content):
+    def _send(self, content, commit):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hash(content) % 2**64:040x}"')
         self.end_headers()
         if self.command == "GET":
@@ -157,12 +163,14 @@ def hub(good, tmp_path_factory):
 
 def test_hub_model_is_loaded_with_its_commit(hub):
     assert hub["good"] == ["acme/tiny", COMMIT, 32, "acme/tiny"]
-    assert hub["revision"] == ["acme/tiny", COMMIT, 32, "acme/tiny"]
+    assert hub["commit"] == ["acme/tiny", COMMIT, 32, "acme/tiny"]
+    assert hub["branch"] == ["acme/tiny", OLD_COMMIT, 32, "acme/tiny"]
 
 
 def test_hub_model_is_fetched_once_and_then_loads_without_the_hub(hub):
     assert hub["requests"].count(f"GET /acme/tiny/resolve/{COMMIT}/model.safetensors") == 1
     assert hub["cached"] == hub["cached, no Hub"] == hub["good"]
+    assert hub["branch, no Hub"] == hub["branch"]
 
 
 def test_download_reports_progress_and_prints_nothing(hub):

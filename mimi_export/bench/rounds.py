@@ -141,7 +141,7 @@ def run_rounds(
     for threads in plan.threads:
         for direction in plan.directions:
             with ExitStack() as stack:
-                running = _start(contenders, direction, threads, audio, results, stack)
+                running = _start(contenders, direction, threads, audio, results, stack, progress)
                 for age, batch in plan.cells(threads):
                     where = f"{direction}, {threads} thread{'s' * (threads > 1)}, age {age:g} s, batch {batch}"
                     _measure(running, plan, direction, threads, age, batch, results, _step(progress, where))
@@ -176,9 +176,11 @@ def _start(
     audio: Path | None,
     results: Results,
     stack: ExitStack,
+    progress: Progress,
 ) -> list[_Running]:
     running = []
-    for contender in contenders:
+    for index, contender in enumerate(contenders):
+        progress(f"starting contenders for the {direction}", index, len(contenders))
         if contender.name in results.skipped:
             continue
         try:

@@ -4,7 +4,8 @@ A program under test loads, prints one JSON line, and then answers each line tha
 
     (start)          {"ready": true, "name", "version", "commands", "threads", "frames_per_call", "note",
                       "import_seconds", "load_seconds", "rss_bytes"}
-    encode N         {"command": "encode", "frames": N, "age_frames": A, "ms": [one per call], "rss_bytes"}
+    encode N         {"command": "encode", "frames": N, "age_frames": A, "ms": [one per call], "cpu_ms": [the same in
+                      processor time], "rss_bytes"}
     decode N         the same; A is the stream's age in frames when the first call began
     seek SECONDS     {"command": "seek", "age_frames": A, "rss_bytes"}; both streams reach that age, untimed
     quit             the process ends with status 0; so does the end of input
@@ -130,14 +131,15 @@ class Worker:
         """Run `frames` frames, a frame a call for a stream and in one call otherwise, and time each call."""
         age = self._ages[direction] if self._peer.streaming else 0
         size = 1 if self._peer.streaming else frames
-        milliseconds = []
+        milliseconds, processor = [], []
         for start in range(age, age + frames, size):
             run, data = self._call(direction, start, size)
-            began = time.perf_counter_ns()
+            used, began = time.process_time_ns(), time.perf_counter_ns()
             run(data)
             milliseconds.append((time.perf_counter_ns() - began) / 1e6)
+            processor.append((time.process_time_ns() - used) / 1e6)
         self._ages[direction] = age + frames
-        return {"frames": frames, "age_frames": age, "ms": milliseconds}
+        return {"frames": frames, "age_frames": age, "ms": milliseconds, "cpu_ms": processor}
 
     def _seek(self, seconds: float) -> dict[str, Any]:
         """Bring both streams to `seconds`, from the start if one is older."""

@@ -1,4 +1,4 @@
-"""`convert fp16`, `convert int8` and `sensitivity`: variants of lower precision, and what each weight's rounding costs."""
+"""`convert fp16`, `convert int8` and `sensitivity`: variants of lower precision, and what rounding a weight costs."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def errors_as_exit_codes() -> Iterator[None]:
     """
     try:
         yield
-        pass  # a closed pipe shows here and not at the interpreter's end
+        sys.stdout.flush()  # a closed pipe shows here and not at the interpreter's end
     except MimiExportError as error:
         raise _exit(str(error), error.exit_code) from error
     except KeyboardInterrupt as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mimi_export.cli.batch import Batch, Dtypes, export_whole_clips
 from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
@@ -33,8 +34,13 @@ def export(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     num_codebooks: Annotated[
-        int, typer.Option("--num-codebooks", min=1, help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--num-codebooks",
+            min=1,
+            help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4 [default: 8; with --batch all].",
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", metavar="DIR", help="Directory to make [default: artifacts/NAME].")
     ] = None,
@@ -53,6 +59,8 @@ def export(
         str | None,
         typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
     ] = None,
+    batch: Batch = False,
+    dtype: Dtypes = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -62,7 +70,16 @@ def export(
       mimi-export export --num-codebooks 8
       mimi-export export --model synthetic --num-codebooks 16 --output-dir artifacts/try
       mimi-export export --kv-cache ring --frames-per-call 2
+      mimi-export export --batch --dtype fp32 --dtype q8
     """  # noqa: D301 - a backspace keeps the lines apart in --help
+    if batch:
+        if kv_cache is KvCache.ring or frames_per_call is not None:
+            raise ConfigError("--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams")
+        export_whole_clips(model, revision, num_codebooks, output_dir, name, dtype, force, json)
+        return
+    if dtype:
+        raise ConfigError("--dtype goes with --batch; for streaming variants use `mimi-export convert`")
+    num_codebooks = num_codebooks or 8
     if kv_cache is KvCache.ring:
         frames_per_call = frames_per_call or 1
     elif frames_per_call is not None:
@@ -140,6 +157,7 @@ def build(
     with needs_extra("export", "mimi-export build"):
         from mimi_export.build import build as build_variants
         from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.convert import CONVERTERS
     with Steps() as steps:
         built = build_variants(
             variants,
@@ -148,6 +166,7 @@ def build(
             model=model,
             revision=revision,
             force=force,
+            converters=CONVERTERS,
             progress=steps.step,
             load=lambda model, revision: load_checkpoint(model, revision, progress=steps.advance),
         )

@@ -38,8 +38,11 @@ def parity(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
     audio: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Audio to measure on, the most important first; may be repeated. "
-                     "By default generated speech-like sound and difficult signals."),
+        typer.Option(
+            metavar="FILE",
+            help="Audio to measure on, the most important first; may be repeated. "
+            "By default generated speech-like sound and difficult signals.",
+        ),
     ] = None,
     reference: Annotated[
         str | None,
@@ -110,9 +113,13 @@ def parity(
     else:
         _show(run)
     if run.not_measured:
-        raise MeasurementError("; ".join(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured))
+        raise MeasurementError(
+            "; ".join(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured)
+        )
     if not run.passed:
-        raise ParityError("; ".join([*run.missed, *(item.line for report in run.reports for item in report.explanations)]))
+        raise ParityError(
+            "; ".join([*run.missed, *(item.line for report in run.reports for item in report.explanations)])
+        )
 
 
 def _ways(calls: str) -> list[int | str]:
@@ -120,7 +127,9 @@ def _ways(calls: str) -> list[int | str]:
     for word in calls.split(","):
         text = word.strip()
         if text != "mixed" and not (text.isdigit() and 1 <= int(text) <= 32):
-            raise typer.BadParameter(f"{text!r}: expected numbers from 1 to 32 and 'mixed', with commas", param_hint="--calls")
+            raise typer.BadParameter(
+                f"{text!r}: expected numbers from 1 to 32 and 'mixed', with commas", param_hint="--calls"
+            )
         ways.append(text if text == "mixed" else int(text))
     return ways
 
@@ -130,11 +139,17 @@ def _show(run: ParityRun) -> None:
 
     if not run.reports:
         return
-    shown = [*range(9), 11, 12, 13]
-    rows = [report_md.variant_row(report) for report in run.reports]
-    columns = [report_md.VARIANT_COLUMNS[index] for index in shown]
-    show_table("Parity with batch PyTorch", columns, [[row[index].strip("*") for index in shown] for row in rows])
-    show_table("Streaming against batch, 3 s", ["model", *report_md.PUBLISHED_COLUMNS[1:]], report_md.published_rows(run))
+    quality = [0, 1, 2, 4, 5, 7, 8]
+    rows = [
+        [report_md.quality_row(report)[index].strip("*") for index in quality]
+        + [report_md.cost_row(report)[index] for index in (1, 3, 5)]
+        for report in run.reports
+    ]
+    columns = [report_md.QUALITY_COLUMNS[index] for index in quality] + ["enc ms", "dec ms", "rtf"]
+    show_table("Parity with batch PyTorch", columns, rows)
+    show_table(
+        "Streaming against batch, 3 s", ["model", *report_md.PUBLISHED_COLUMNS[1:]], report_md.published_rows(run)
+    )
     checks = [
         (report.name, "ok" if check.passed else "MISSED", check.line.partition(": ")[2])
         for report in run.reports

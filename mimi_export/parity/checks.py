@@ -59,11 +59,20 @@ class Check:
     reason: str
 
     @property
+    def got_text(self) -> str:
+        """`got` in words, with as many digits as it takes to differ from a whole number."""
+        for digits in range(2, 6):
+            text = number(self.got, digits)
+            if not math.isfinite(self.got) or float(text) == self.got or float(text) != round(self.got):
+                break
+        return text
+
+    @property
     def line(self) -> str:
         """Which, got and wanted, on one line."""
         words, unit = METRIC_WORDS[self.metric]
         verdict = "ok" if self.passed else "MISSED"
-        return f"{verdict}: {words} {number(self.got)} {unit}, wanted {self.wanted} {unit} ({self.where})"
+        return f"{verdict}: {words} {self.got_text} {unit}, wanted {self.wanted} {unit} ({self.where})"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -148,5 +157,5 @@ def _state_check(report: VariantReport) -> Check:
     worst, where = min(values, default=(math.nan, "no states"))
     weak = weak_states(report)
     if weak:
-        where = f"first bad state: {weak[0]}" + (f", and {len(weak) - 1} more" if len(weak) > 1 else "")
+        where = f"first state that differs: {weak[0]}" + (f", and {len(weak) - 1} more" if len(weak) > 1 else "")
     return Check("state_snr_db", worst, f"at least {STATE_DB:g}", worst >= STATE_DB, where, STATE_REASON)

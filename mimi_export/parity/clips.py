@@ -76,5 +76,7 @@ def _checked(samples: Audio, name: str) -> Audio:
     finite = np.isfinite(samples)
     if not finite.all():
         place = int(np.argmin(finite))
-        raise AudioError(f"{name}: sample {place} is {samples[place]}, expected a finite number; repair the audio first")
+        raise AudioError(
+            f"{name}: sample {place} is {samples[place]}, expected a finite number; repair the audio first"
+        )
     return samples

@@ -26,7 +26,7 @@ from mimi_export.graphs import StreamingGraph, initial_states, streaming_graph
 from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.tapped import States, TappedGraph
-from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec
+from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec, conv_layers, conv_state_name
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
 # of 11 bits 60, of 8 bits 30.
@@ -83,6 +83,7 @@ class _Lockstep:
     def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float) -> None:
         self._tapped, self._module, self._limit = tapped, module, limit
         self._graph: GraphSpec = module.graph
+        self._unit = module.geometry.frame_size if module.graph.kind == "encoder" else 1
 
     def walk(self, truth: ReferenceClip, frames: int) -> Explanation | None:
         """Step through the beginning of a clip until something differs."""
@@ -103,7 +104,8 @@ class _Lockstep:
             agreement = self._compare(right | _named(present), got)
             for place, value in agreement:
                 if not value >= self._limit:
-                    cause = self._cause(place, got, data, states, index)
+                    tokens = (frame + call.codes.shape[1]) * geometry.tokens_per_frame
+                    cause = self._cause(place, got, data, states, tokens)
                     return Explanation(self._graph.kind, place, index, frame, value, cause, tuple(agreement))
             states = present
             frame += call.codes.shape[1]
@@ -137,9 +139,11 @@ class _Lockstep:
             names = {f"key_{index}", f"value_{index}"}
         if stage == "latents" and self._graph.kind == "encoder":
             names = {"conv_ds_state"}
+        if stage == self._graph.data_output.name and self._graph.kind == "decoder":
+            names = {conv_state_name(conv_layers(self._module.geometry, "decoder")[-1])}
         return [state.name for state in self._graph.states if state.name in names]
 
-    def _cause(self, place: str, got: Mapping[str, Array], data: Array, states: States, call: int) -> str:
+    def _cause(self, place: str, got: Mapping[str, Array], data: Array, states: States, tokens: int) -> str:
         if place.startswith("present_"):
             name = place.removeprefix("present_")
             zero = " (it is all zero)" if not got[place].any() else ""
@@ -149,19 +153,24 @@ class _Lockstep:
             if _agreement(values[place], got[place]) >= self._limit:
                 return text
         names = " and ".join(self._states_of(place))
-        if place == self._graph.data_output.name:
-            return "everything before it is right: the quantiser or the last layer is wrong"
-        if call == 0:
+        if place == self._graph.data_output.name and not names:
+            return "everything before it is right: the quantiser is wrong"
+        if tokens <= data.shape[2] // self._unit * self._module.geometry.tokens_per_frame:
             return "already in the first call, so its weights, its arithmetic or the beginning of a stream is wrong"
         window = self._module.geometry.sliding_window
-        tokens = states["key_0"].shape[2] if self._graph.layout == "window" else 0
-        if place.startswith("transformer_") and tokens >= window - 1:
-            return f"once {window} tokens are past: the attention window or the positions are wrong"
+        if place.startswith("transformer_") and tokens > window:
+            return f"only once there are more than {window} tokens: the attention window is wrong"
         return f"only after the first call: the state {names} is read wrong" if names else "only after the first call"
 
     def _hypotheses(self, stage: str, states: States) -> Iterator[tuple[str, States]]:
         """What may have been done to the states that a stage reads."""
-        for name in self._states_of(stage):
+        read = self._states_of(stage)
+        if len(read) == 2:
+            first, second = read
+            yield f"the states {first} and {second} are swapped", {
+                **states, first: states[second], second: states[first]
+            }  # fmt: skip
+        for name in read:
             value = states[name]
             if not value.any():
                 continue

@@ -26,7 +26,6 @@ from mimi_export.parity.metrics import Comparison, snr_db
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import (
     DRIFT_SECONDS,
-    AudioDifference,
     ClipResult,
     Difference,
     Drift,
@@ -35,7 +34,7 @@ from mimi_export.parity.results import (
     Timing,
     VariantReport,
 )
-from mimi_export.parity.spectra import SpectralDistance
+from mimi_export.parity.running import AudioComparison, Collect, Energies, difference_of
 from mimi_export.parity.tapped import TappedGraph
 from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream
@@ -44,7 +43,6 @@ from mimi_export.spec import GRAPH_KINDS, GraphKind
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
 LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
-PUBLISHED_SECONDS = 3.0  # length of the clip behind the published figures
 EXCERPT_SECONDS = 12.0
 
 Array = npt.NDArray[Any]
@@ -139,14 +137,14 @@ class _Measurement:
         graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=("latents",))
         if not graph.taps:
             return None
-        states, comparison, energies = graph.initial_states(), Comparison(), _Energies()
+        states, comparison, energies = graph.initial_states(), Comparison(), Energies()
         for call in truth.calls([self.manifest.frames_per_call or LATENT_FRAMES]):
             _, states, taps = graph.step(graph_input(call, graph.spec), states)
             latents = taps["latents"][0].T[:, : call.codes.shape[1]]
             comparison.push(call.latents, latents)
             energies.push(call.latents.T, latents.T)
         result.timeline.energies["latents"] = energies.arrays()
-        return _difference(comparison)
+        return difference_of(comparison)
 
 
 class _Run:
@@ -162,8 +160,8 @@ class _Run:
         """Everything but the latents."""
         m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
         agreement, verdicts = Agreement(), []
-        decoded, end_to_end = _AudioComparison(rate, self._frame_size), _AudioComparison(rate, self._frame_size)
-        excerpt = _Collect(round(EXCERPT_SECONDS * rate))
+        decoded, end_to_end = AudioComparison(rate, self._frame_size), AudioComparison(rate, self._frame_size)
+        excerpt = Collect(round(EXCERPT_SECONDS * rate))
         for call, codes, audio, heard in self._stream(pattern, end_to_end=True):
             verdict = m.judge(call, codes)
             agreement.push(verdict)
@@ -180,11 +178,11 @@ class _Run:
             num_samples=truth.num_samples,
             num_frames=truth.num_frames,
             codes={way: agreement},
-            decoder_calls={way: _difference(decoded.comparison)},
+            decoder_calls={way: difference_of(decoded.comparison)},
             latents=None,
             decoder=decoded.finish(),
             end_to_end=end_to_end.finish(),
-            first_seconds={"decoder": _difference(decoded.first), "end_to_end": _difference(end_to_end.first)},
+            first_seconds={"decoder": difference_of(decoded.first), "end_to_end": difference_of(end_to_end.first)},
             timeline=timeline,
             excerpt=Excerpt(*excerpt.arrays()),
         )
@@ -196,7 +194,7 @@ class _Run:
             agreement.push(self._m.judge(call, codes))
             comparison.push(call.audio[self._m.num_codebooks], audio)
         result.codes[way] = agreement
-        result.decoder_calls[way] = _difference(comparison)
+        result.decoder_calls[way] = difference_of(comparison)
 
     def timing(self) -> dict[GraphKind, Timing]:
         """Milliseconds a frame of the calls in `whole`, without the first ten calls where there are more."""
@@ -240,70 +238,6 @@ class _Run:
             self.states = {"encoder": encoder.snapshot().states, "decoder": decoder.snapshot().states}
 
 
-class _Energies:
-    """Energy of signal and error for each frame."""
-
-    def __init__(self) -> None:
-        self._signal: list[Array] = []
-        self._error: list[Array] = []
-
-    def push(self, reference: Array, result: Array) -> None:
-        """Add frames, `[frames, n]`."""
-        self._signal.append(np.square(reference, dtype=np.float64).sum(axis=1))
-        difference = result.astype(np.float64) - reference
-        self._error.append(np.where(np.isfinite(difference), difference**2, np.inf).sum(axis=1))
-
-    def arrays(self) -> tuple[Array, Array]:
-        return np.concatenate(self._signal), np.concatenate(self._error)
-
-
-class _AudioComparison:
-    """All measures of two audio streams; spectra are made from blocks of many calls."""
-
-    def __init__(self, sampling_rate: int, frame_size: int) -> None:
-        self.comparison, self.first, self.energies = Comparison(), Comparison(), _Energies()
-        self._spectra = SpectralDistance(sampling_rate)
-        self._frame_size = frame_size
-        self._left = round(PUBLISHED_SECONDS * sampling_rate)
-        self._held: list[tuple[Audio, Audio]] = []
-
-    def push(self, reference: Audio, result: Audio) -> None:
-        self.comparison.push(reference, result)
-        self.first.push(reference[: self._left], result[: self._left])
-        self._left = max(0, self._left - len(reference))
-        self.energies.push(reference.reshape(-1, self._frame_size), result.reshape(-1, self._frame_size))
-        self._held.append((reference, result))
-        if len(self._held) == 16:
-            self._flush()
-
-    def finish(self) -> AudioDifference:
-        self._flush()
-        log_mel, multi_scale = self._spectra.finish()
-        c = self.comparison
-        return AudioDifference(c.snr_db, c.cosine, c.max_abs, log_mel, multi_scale)
-
-    def _flush(self) -> None:
-        if self._held:
-            self._spectra.push(*(np.concatenate(side) for side in zip(*self._held, strict=True)))
-            self._held = []
-
-
-class _Collect:
-    """The first samples of several streams."""
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self._parts: list[tuple[Audio, ...]] = []
-
-    def push(self, *streams: Audio) -> None:
-        if self._left:
-            self._parts.append(tuple(stream[: self._left].copy() for stream in streams))
-            self._left -= len(self._parts[-1][0])
-
-    def arrays(self) -> list[Audio]:
-        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
-
-
 def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:
     audio = stream.push(codes)[0]
     return np.concatenate([audio, stream.flush()[0]]) if last else audio
@@ -315,10 +249,6 @@ def _pattern(way: int | str) -> Sequence[int]:
     if not isinstance(way, int) or way < 1:
         raise ValueError(f"frames per call is {way!r}, expected 1 or more, or 'mixed'")
     return (way,)
-
-
-def _difference(comparison: Comparison) -> Difference:
-    return Difference(comparison.snr_db, comparison.cosine, comparison.max_abs)
 
 
 def _state_snr(right: Array, found: Array) -> float:

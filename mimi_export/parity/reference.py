@@ -156,11 +156,11 @@ class Reference:
             skip = len(past) // frame_size
             latents, codes = latents[:, skip:], codes[:, skip:]
             all_codes = np.concatenate([past_codes, codes], axis=1)
-            audio = {}
+            arrays: dict[str, Any] = {"samples": samples, "latents": latents, "codes": codes}
             for count in self.num_codebooks:
                 decoded = upstream.decode(self.checkpoint.model, torch.from_numpy(all_codes[None, :count].copy()))
-                audio[f"audio{count}"] = decoded[0, 0].numpy()[past_codes.shape[1] * frame_size :]
-            np.savez(directory / f"{index}.npz", samples=samples, latents=latents, codes=codes, **audio)
+                arrays[f"audio{count}"] = decoded[0, 0].numpy()[past_codes.shape[1] * frame_size :]
+            np.savez(directory / f"{index}.npz", **arrays)
             past = heard[max(0, len(heard) - self._context * frame_size) :]
             past_codes = all_codes[:, max(0, all_codes.shape[1] - self._context) :]
             num_samples += real
@@ -177,7 +177,9 @@ class Reference:
     def _runs(self, clip: Clip) -> Iterator[tuple[Audio, int]]:
         """Whole frames of a clip, as many as one batch call may have, and how many samples of them are real."""
         frame_size = self.geometry.frame_size
-        sizes = itertools.chain([self._max_frames], itertools.repeat(min(PIECE_FRAMES, self._max_frames - self._context)))
+        sizes = itertools.chain(
+            [self._max_frames], itertools.repeat(min(PIECE_FRAMES, self._max_frames - self._context))
+        )
         wanted = next(sizes) * frame_size
         held: list[Audio] = []
         for block in clip.blocks(self.geometry.sampling_rate):
@@ -258,7 +260,7 @@ def _quantizers(checkpoint: Checkpoint) -> list[ResidualQuantizer]:
     for name in ("semantic", "acoustic"):
         residual: Any = getattr(quantizer, f"{name}_residual_vector_quantizer")
         projection: nn.Module | None = residual.input_proj
-        matrix = None if projection is None else _float64(projection.weight[:, :, 0])  # type: ignore[index, arg-type]
+        matrix = None if projection is None else _float64(projection.weight[:, :, 0])  # type: ignore[index]
         found.append(ResidualQuantizer(matrix, [_float64(layer.codebook.embed) for layer in residual.layers]))
     return found
 

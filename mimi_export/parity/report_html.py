@@ -16,7 +16,7 @@ from mimi_export import __version__
 from mimi_export.parity import charts, report_md
 from mimi_export.parity.checks import METRIC_WORDS, STATE_DB, computation_order, number
 from mimi_export.parity.metrics import decibels
-from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
+from mimi_export.parity.results import Audio, ClipResult, ParityRun, VariantReport
 from mimi_export.parity.spectra import spectrogram
 from mimi_export.spec import GRAPH_KINDS
 
@@ -34,7 +34,15 @@ def to_text(run: ParityRun) -> str:
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     parts = [_verdict(run)]
     if run.reports:
-        parts += [_variants(run), _checks(run), _published(run), *_clips(run), _states(run), _all_clips(run), _footer(run)]
+        parts += [
+            _variants(run),
+            _checks(run),
+            _published(run),
+            *_clips(run),
+            _states(run),
+            _all_clips(run),
+            _footer(run),
+        ]
     title = f"Parity: {report_md.verdict(run)}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -53,16 +61,17 @@ def _verdict(run: ParityRun) -> str:
     problems += [f"could not measure {item.directory}: {item.reason}" for item in run.not_measured]
     items = "".join(f"<li>{_e(line)}</li>" for line in problems)
     words = "Every budget is met." if good else "What is wrong, and where:"
+    listed = f"<ul>{items}</ul>" if items else ""
     return (
         f'<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n<div class="verdict {_tone(good)}">'
-        f"<strong>{_e(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
+        f"<strong>{_e(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
     )
 
 
 def _variants(run: ParityRun) -> str:
     rows = []
     for report in run.reports:
-        cells = [_e(cell) for cell in report_md.variant_row(report)]
+        cells = [_e(cell) for cell in report_md.quality_row(report)]
         cells[0] = f"<b>{cells[0]}</b>"
         cells[1] = _pill(report.passed, "pass", "fail")
         rows.append(cells)
@@ -71,24 +80,28 @@ def _variants(run: ParityRun) -> str:
         "<h2>Variants</h2><p>Levels are signal-to-noise ratios against untouched batch PyTorch on the clip "
         f"<code>{_e(first.name)}</code>; more is better, float rounding alone leaves 110 to 130 dB. Codes are of all "
         "clips and all ways to call; ties are entries that rounding cannot tell apart (and what follows from them).</p>"
-        + _table(report_md.VARIANT_COLUMNS, rows)
+        + _table(report_md.QUALITY_COLUMNS, rows)
+        + '<p class="gap">Speed: one stream, one thread, as this machine was busy at the time.</p>'
+        + _table(report_md.COST_COLUMNS, [[_e(cell) for cell in report_md.cost_row(report)] for report in run.reports])
     )
 
 
 def _checks(run: ParityRun) -> str:
     rows = []
     for report in run.reports:
-        for check in report.checks:
+        for check in sorted(report.checks, key=lambda check: check.passed):
             words, unit = METRIC_WORDS[check.metric]
             rows.append([
                 _e(report.name),
                 _pill(check.passed, "met", "missed"),
                 _e(words),
-                f"{number(check.got)} {unit}",
+                f"{check.got_text} {unit}",
                 f"{_e(check.wanted)} {unit}",
-                f'<span class="note">{_e(check.where)}. {_e(check.reason)}.</span>',
+                f'<span class="note">{_e(_sentence(check.where))} {_e(_sentence(check.reason))}</span>',
             ])  # fmt: skip
-    return "<h2>Budgets</h2>" + _table(("variant", "", "what", "got", "wanted", "where, and why this number"), rows, why=5)
+    return "<h2>Budgets</h2>" + _table(
+        ("variant", "", "what", "got", "wanted", "where, and why this number"), rows, why=5
+    )
 
 
 def _published(run: ParityRun) -> str:
@@ -107,7 +120,9 @@ def _clips(run: ParityRun) -> list[str]:
         rate = run.reports[0].manifest.geometry.sampling_rate
         seconds = f"{first.num_samples / rate:.2f} s"
         shown = len(first.excerpt.original) / rate
-        detail = f"{seconds}, {first.num_frames} frames" + ("" if shown >= first.num_samples / rate else f"; heard: {shown:g} s")
+        detail = f"{seconds}, {first.num_frames} frames" + (
+            "" if shown >= first.num_samples / rate else f"; heard: {shown:g} s"
+        )
         body = _listen(found, rate) + _waves(found, shown) + _spectra(found, rate) + _errors(found) + _heat(found)
         is_open = " open" if index == 0 else ""
         parts.append(f"<details{is_open}><summary>{_e(first.name)}<span>{detail}</span></summary>{body}</details>")
@@ -151,16 +166,20 @@ def _spectra(found: Found, rate: int) -> str:
         f"{_axis(len(samples) / rate)}</figure>"
         for name, samples in signals
     )
-    return f'<h3>Spectrograms</h3><p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p><div class="grid2">{figures}</div>'
+    return (
+        f'<h3>Spectrograms</h3><p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p><div class="grid2">{figures}</div>'
+    )
 
 
-def _spectrogram(samples: charts.Audio, rate: int) -> str:
+def _spectrogram(samples: Audio, rate: int) -> str:
     return charts.spectrogram_png(spectrogram(samples, rate, charts.COLUMNS))
 
 
 def _errors(found: Found) -> str:
     legend = _legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
-    ticks = "".join(f'<span class="tick" style="top:{100 - 100 * value / TOP_DB:.1f}%">{value:g} dB</span>' for value in GRID_DB)
+    ticks = "".join(
+        f'<span class="tick" style="top:{100 - 100 * value / TOP_DB:.1f}%">{value:g} dB</span>' for value in GRID_DB
+    )
     figures = ""
     for what, title in CURVES.items():
         series = [
@@ -188,15 +207,18 @@ def _curve(clip: ClipResult, what: str, frame_rate: float) -> charts.Array:
 
 
 def _heat(found: Found) -> str:
-    legend = _legend((("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie")))
+    legend = _legend(
+        (("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie"))
+    )
     figures = ""
     for report, clip in found:
         codebooks = len(clip.timeline.verdict)
         agreement = next(iter(clip.codes.values()))
+        picture = charts.heat_map(clip.timeline.verdict)
         figures += (
             f"<figure><figcaption><b>{_e(report.name)}</b>, {report_md.percent(agreement.equal)} equal; codebook 0 on "
-            f'top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" alt="Code agreement of '
-            f'{_e(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{charts.heat_map(clip.timeline.verdict)}">'
+            f'top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" '
+            f'alt="Code agreement of {_e(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{picture}">'
             f"</div>{_axis(clip.num_frames / report.manifest.geometry.frame_rate)}</figure>"
         )
     return f'<h3>Codes equal to PyTorch\'s, by codebook and time</h3>{legend}<div class="grid2">{figures}</div>'
@@ -205,8 +227,8 @@ def _heat(found: Found) -> str:
 def _states(run: ParityRun) -> str:
     """States of all variants, a row each, in the order of computation."""
     parts = [
-        "<h2>States at the end of the stream</h2><p>SNR in dB against the PyTorch step functions after the first clip, in "
-        f"the order of computation. In an exact variant, the first one below {STATE_DB:g} dB is where to look.</p>"
+        "<h2>States at the end of the stream</h2><p>SNR in dB against the PyTorch step functions after the first clip, "
+        f"in the order of computation. In an exact variant, the first one below {STATE_DB:g} dB is where to look.</p>"
     ]
     for kind in GRAPH_KINDS:
         names = list(dict.fromkeys(name for report in run.reports for name in computation_order(report.manifest, kind)))
@@ -243,12 +265,13 @@ def _by_codebooks(found: Found) -> dict[int, ClipResult]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], why: int | None = None) -> str:
-    """Cells are HTML; column `why` holds sentences."""
+    """Cells are HTML; column `why` holds sentences, and such a table becomes a list on a narrow screen."""
     head = "".join(f"<th{_left(i, why)}>{column}</th>" for i, column in enumerate(columns))
     body = "".join(
         "<tr>" + "".join(f"<td{_left(i, why)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="stack"' if why is not None else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _left(index: int, why: int | None) -> str:
@@ -265,6 +288,10 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
 
 def _axis(seconds: float) -> str:
     return f'<div class="axis"><span>0</span><span>{seconds / 2:.3g}</span><span>{seconds:.3g} s</span></div>'
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _pill(good: bool, yes: str, no: str) -> str:

@@ -36,8 +36,8 @@ from typing import Any
 
 from mimi_export import __version__
 from mimi_export.errors import ArtifactError
-from mimi_export.parity.measure import PUBLISHED_SECONDS
 from mimi_export.parity.results import AudioDifference, ClipResult, Difference, ParityRun, VariantReport
+from mimi_export.parity.running import PUBLISHED_SECONDS
 from mimi_export.parity.ties import Agreement
 
 FORMAT_VERSION = 1
@@ -77,7 +77,9 @@ def read_report(path: Path) -> Json:
         raise ArtifactError(f"{path} is no parity report (not valid JSON)") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{path} has format_version {version!r}, this program reads {FORMAT_VERSION}; measure again")
+        raise ArtifactError(
+            f"{path} has format_version {version!r}, this program reads {FORMAT_VERSION}; measure again"
+        )
     found: Json = content
     return found
 

@@ -54,7 +54,7 @@ def check_parity(
     """
     run = ParityRun([])
     groups: dict[tuple[str, str | None], list[Artifact]] = {}
-    for directory in dict.fromkeys(map(os.fspath, directories)):
+    for directory in dict.fromkeys(os.fspath(directory) for directory in directories):
         try:
             artifact = load_artifact(directory, verify_hashes=True)
         except ArtifactError as error:

@@ -93,7 +93,8 @@ def mel_filters(sampling_rate: int, size: int = MEL_SIZE, bands: int = MEL_BANDS
     filters: Floats = np.maximum(0, np.minimum(rising, falling))
     narrow = filters.sum(axis=0) == 0  # a band between two bins takes the nearest one
     filters[np.abs(frequencies - centre).argmin(axis=0)[narrow], np.flatnonzero(narrow)] = 1
-    return filters / filters.sum(axis=0)
+    normal: Floats = filters / filters.sum(axis=0)
+    return normal
 
 
 def spectrogram(samples: Array, sampling_rate: int, columns: int) -> Floats:
@@ -101,7 +102,8 @@ def spectrogram(samples: Array, sampling_rate: int, columns: int) -> Floats:
     padded = np.pad(np.where(np.isfinite(samples), samples, 0).astype(np.float64), (MEL_SIZE // 2, MEL_SIZE // 2))
     starts = np.linspace(0, len(padded) - MEL_SIZE, columns).astype(int)
     frames = np.lib.stride_tricks.sliding_window_view(padded, MEL_SIZE)[starts]
-    return decibels_of(magnitudes(frames) @ mel_filters(sampling_rate)).T
+    picture: Floats = decibels_of(magnitudes(frames) @ mel_filters(sampling_rate)).T
+    return picture
 
 
 class _Frames:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mimi_export.errors import ConfigError
 from mimi_export.passes.int8_products import Product, RoundedResult, RoundedWeight, find_products, snr_db
 from mimi_export.passes.int8_rounding import Rounded, round_groups
-from mimi_export.passes.weights import new_initializer
+from mimi_export.passes.weights import SCALES, new_initializer
 
 DOMAIN = "com.microsoft"
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -81,7 +81,7 @@ class BlockProducts(ir.passes.FunctionalPass):
         stored = self._pack(rounded)
         y = product.y
         quantized = new_initializer(graph, name, stored, replaces=product.weight)
-        scales = new_initializer(graph, f"{name}.scales", rounded.scales.reshape(-1))
+        scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales.reshape(-1))
         arguments: list[ir.Value | None] = [product.x, quantized, scales]
         node = ir.node(
             "MatMulNBits",
@@ -122,5 +122,5 @@ class BlockProducts(ir.passes.FunctionalPass):
         codes = (rounded.codes.astype(np.int16) + 2 ** (self.bits - 1)).astype(np.uint8)
         if self.bits == 8:
             return codes
-        packed: NDArray[np.uint8] = codes[..., 0::2] | codes[..., 1::2] << 4
-        return packed
+        low, high = codes[..., 0::2], codes[..., 1::2]
+        return (low | high << 4).astype(np.uint8)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from mimi_export.passes.int8_products import Product, RoundedResult, RoundedWeight, find_products, snr_db
 from mimi_export.passes.int8_rounding import round_groups
-from mimi_export.passes.weights import matches, new_initializer
+from mimi_export.passes.weights import SCALES, matches, new_initializer
 
 OLDEST_OPSET = 11  # DynamicQuantizeLinear
 
@@ -87,7 +87,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
         codes = np.ascontiguousarray(rounded.codes.T)
         stored = (codes.astype(np.int16) + 128).astype(np.uint8) if self.unsigned else codes
         weight = [new_initializer(graph, name, stored, replaces=product.weight)]
-        scales = new_initializer(graph, f"{name}.scales", rounded.scales[:, 0])
+        scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
         if self.unsigned:
             weight.append(new_initializer(graph, f"{name}.zero_point", np.array(128, np.uint8)))
         build = _Builder()

@@ -69,7 +69,7 @@ def find_products(model: ir.Model, select: Sequence[str], keep: Sequence[str] = 
     Only a weight that one single product reads counts: a second reader would need the float32 copy as well.
     """
     found = []
-    weights = {value: True for value in float_weights(model)}
+    weights = set(float_weights(model))
     for node in model.graph:
         if node.domain == "" and node.op_type in ("MatMul", "Gemm") and len(node.inputs) >= 2:
             weight = node.inputs[1]

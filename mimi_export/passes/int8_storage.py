@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from mimi_export.passes.int8_products import RoundedResult, RoundedWeight, snr_db
 from mimi_export.passes.int8_rounding import round_groups
-from mimi_export.passes.weights import float_weights, matches, new_initializer, read_array
+from mimi_export.passes.weights import SCALES, float_weights, matches, new_initializer, read_array
 
 MIN_ELEMENTS = 1024
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gather": 0, "MatMul": 1}
@@ -68,13 +68,13 @@ class StoredWeights(ir.passes.FunctionalPass):
             value
             for value in float_weights(model, self.min_elements)
             if matches(str(value.name), self.select)
-            and not matches(str(value.name), self.keep)
+            and not matches(str(value.name), (*self.keep, f"*{SCALES}"))
             and _storable(model.graph, value)
         ]
 
     def _store(self, graph: ir.Graph, weight: ir.Value) -> RoundedWeight:
         name, array = str(weight.name), read_array(weight)
-        reader, index = weight.uses()[0]
+        reader, index = next(iter(weight.uses()))
         axis = _OUTPUT_AXIS[reader.op_type]
         first = np.moveaxis(array, axis, 0)
         rounded = round_groups(np.ascontiguousarray(first.reshape(first.shape[0], -1)))
@@ -82,7 +82,7 @@ class StoredWeights(ir.passes.FunctionalPass):
         scale_shape = [size if place == axis else 1 for place, size in enumerate(array.shape)]
         scales_array = rounded.scales.reshape(scale_shape)
         stored = new_initializer(graph, name, codes, replaces=weight)
-        scales = new_initializer(graph, f"{name}.scales", scales_array)
+        scales = new_initializer(graph, f"{name}{SCALES}", scales_array)
         if reader.op_type == "Gather":
             _widen_rows(graph, reader, stored, scales)
         else:
@@ -90,7 +90,7 @@ class StoredWeights(ir.passes.FunctionalPass):
             floats = _named("Mul", [wide.outputs[0], scales], f"{name}.floats")
             graph.insert_before(graph[0], [wide, floats])
             reader.replace_input_with(index, floats.outputs[0])
-        back = np.moveaxis(codes * scales_array, axis, 0).reshape(first.shape[0], -1)
+        back = rounded.floats()
         after = codes.nbytes + scales_array.nbytes
         snr = snr_db(first.reshape(first.shape[0], -1), back)
         return RoundedWeight(name, "stored in 8 bits", array.nbytes, after, snr)
@@ -101,14 +101,14 @@ def _storable(graph: ir.Graph, weight: ir.Value) -> bool:
     uses = weight.uses()
     if len(uses) != 1 or weight.shape is None or len(weight.shape) < 2:
         return False
-    node, index = uses[0]
+    node, index = next(iter(uses))
     if node.graph is not graph or node.domain != "" or node.op_type not in _OUTPUT_AXIS:
         return False
     if node.op_type == "Gather":
-        return index == 0 and node.attributes.get_int("axis", 0) == 0
+        return bool(index == 0 and node.attributes.get_int("axis", 0) == 0)
     if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
         return False  # its second axis is a channel of each group
-    return index == 1 and (node.op_type != "MatMul" or len(weight.shape) == 2)
+    return bool(index == 1) and (node.op_type != "MatMul" or len(weight.shape) == 2)
 
 
 def _widen_rows(graph: ir.Graph, gather: ir.Node, table: ir.Value, scales: ir.Value) -> None:

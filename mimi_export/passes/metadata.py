@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 PRODUCER = "mimi-export"
 
@@ -25,7 +26,7 @@ class SetMetadata(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Clear, then set."""
-        ir.passes.common.ClearMetadataAndDocStringPass()(model)
+        common.ClearMetadataAndDocStringPass()(model)
         model.metadata_props.clear()
         model.metadata_props.update(self.props)
         model.graph.metadata_props.clear()

@@ -1,4 +1,4 @@
-"""What passes over weights share: which initializers are weights, who reads them, and how to put others in their place."""
+"""What passes over weights share: which initializers are weights, and how to put others in their place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
+SCALES = ".scales"  # ends the name of what a rounded weight is multiplied with; passes leave these alone
+
+
 def float_weights(model: ir.Model, min_elements: int = 0) -> list[ir.Value]:
-    """The float32 initializers of at least `min_elements` that some node reads and that no client can see or replace."""
+    """Float32 initializers of at least `min_elements` that some node reads and that no client can see or replace."""
     graph = model.graph
     inputs = set(graph.inputs)
     return [
@@ -36,7 +39,7 @@ def new_initializer(graph: ir.Graph, name: str, array: NDArray[Any], replaces: i
     if replaces is not None:
         graph.initializers.pop(str(replaces.name))
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

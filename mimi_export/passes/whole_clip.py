@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from mimi_export.errors import ConfigError
 from mimi_export.spec import BATCH, PAST, GraphSpec, StateSpec
@@ -58,7 +59,7 @@ class EncloseStates(ir.passes.InPlacePass):
             graph.inputs.remove(past)
             zeros.name = str(past.name)
         del graph.outputs[1:]
-        ir.passes.common.RemoveUnusedNodesPass()(model)
+        common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
 
     def ensures(self, model: ir.Model) -> None:

@@ -17,6 +17,9 @@ from mimi_export.steps.product import product, product_weight
 from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
 
 
+FEW_QUERIES = 4
+
+
 class CacheStep(Protocol):
     """How one call of a layout treats keys and values; the same for every layer."""
 
@@ -24,13 +27,13 @@ class CacheStep(Protocol):
     """Added to attention logits `[B, heads, T, keys]`: minus infinity where a query may not look."""
 
     def update(
-        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Turn queries and keys to their positions and join the past.
 
         Args:
-            query: `[B, heads, T, D]` of this call.
-            key, value: `[B, key/value heads, T, D]` of this call.
+            query_key: `[B, heads + key/value heads, T, D]`, queries and keys of this call.
+            value: `[B, key/value heads, T, D]` of this call.
             past_key, past_value: what the call before handed on.
 
         Returns:
@@ -76,9 +79,11 @@ class WindowCache:
         self.fresh = queries[:1] == 0
 
     def update(
-        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
+        groups = value.shape[1]
+        query, key = query_key.split([query_key.shape[1] - groups, groups], dim=1)
         keys = torch.cat([past_key, key], dim=2)
         values = torch.cat([past_value, value], dim=2)
         query = rotate(query, self._query_cos, self._query_sin)
@@ -116,14 +121,15 @@ class RingCache:
         self.next_position = position + new
 
     def update(
-        self, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
-        heads = query.shape[1]
-        turned = rotate(torch.cat([query, key], dim=1), self._cos, self._sin)
-        keys = past_key.scatter(2, self._slots, turned[:, heads:])
+        groups = value.shape[1]
+        turned = rotate(query_key, self._cos, self._sin)
+        query, key = turned.split([query_key.shape[1] - groups, groups], dim=1)
+        keys = past_key.scatter(2, self._slots, key)
         values = past_value.scatter(2, self._slots, value)
-        return turned[:, :heads], keys, values, keys, values
+        return query, keys, values, keys, values
 
 
 class Attention(nn.Module):
@@ -167,11 +173,24 @@ class Attention(nn.Module):
         tokens = x.shape[1]
         fused = product(x, self.qkv, self.qkv_bias)
         fused = fused.reshape(-1, tokens, g.num_attention_heads + 2 * groups, dim).transpose(1, 2)
-        query, key, value = fused.split([g.num_attention_heads, groups, groups], dim=1)
-        query, keys, values, present_key, present_value = cache.update(query, key, value, past_key, past_value)
+        query_key, value = fused.split([g.num_attention_heads + groups, groups], dim=1)
+        query, keys, values, present_key, present_value = cache.update(query_key, value, past_key, past_value)
         if groups != g.num_attention_heads:
             keys = keys.repeat_interleave(g.num_attention_heads // groups, dim=1)
             values = values.repeat_interleave(g.num_attention_heads // groups, dim=1)
-        weights = torch.softmax(query @ keys.transpose(2, 3) + cache.bias, dim=-1)
-        heads = (weights @ values).transpose(1, 2).reshape(-1, tokens, g.num_attention_heads * dim)
+        heads = attend(query, keys, values, cache.bias)
+        heads = heads.transpose(1, 2).reshape(-1, tokens, g.num_attention_heads * dim)
         return product(heads, self.out, self.out_bias), present_key, present_value
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of `[B, heads, T, D]` queries over `[B, heads, keys, D]`; the scale is in the queries.
+
+    A known small T makes every query a row of its own: a product of one row reads keys and values where they lie,
+    one of two rows would first pack a copy of them.
+    """
+    if isinstance(query.shape[2], int) and query.shape[2] <= FEW_QUERIES:
+        query, keys, values = query.unsqueeze(3), keys.unsqueeze(2), values.unsqueeze(2)
+        weights = torch.softmax(query @ keys.transpose(3, 4) + bias.unsqueeze(-2), dim=-1)
+        return (weights @ values).squeeze(3)
+    return torch.softmax(query @ keys.transpose(2, 3) + bias, dim=-1) @ values

@@ -1,0 +1,136 @@
+"""One benchmark from variant directories to a report, and the files that hold it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimi_export.artifact import MANIFEST_NAME, Artifact, load_artifact
+from mimi_export.bench.contenders import baseline_contenders, variant_contenders
+from mimi_export.bench.machine import Machine, measure_machine
+from mimi_export.bench.report import as_json, markdown
+from mimi_export.bench.rounds import Plan, run_rounds
+from mimi_export.bench.targets import targets
+from mimi_export.errors import ArtifactError, AudioError, ConfigError
+from mimi_export.files import atomic_directory
+
+Progress = Callable[[str, float, float], None]  # step, done, of how many (0 where that is not known)
+REPORT_NAME = "bench.json"
+
+
+def default_directories(root: Path, num_codebooks: int = 8) -> list[Path]:
+    """All variants below `root` with so many codebooks, by name; `ArtifactError` if there is none."""
+    found = [path.parent for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
+    fitting = [path for path in found if load_artifact(path).manifest.num_codebooks == num_codebooks]
+    if not fitting:
+        raise ArtifactError(
+            f"{root} holds no variant with {num_codebooks} codebooks; name directories, or make them with "
+            "`mimi-export export` or `mimi-export build`"
+        )
+    return fitting
+
+
+def benchmark(
+    directories: Sequence[Path],
+    plan: Plan,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    public: bool = True,
+    peers: bool = True,
+    peers_python: str | None = None,
+    audio: NDArray[np.float32] | None = None,
+    cache: Path | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> dict[str, Any]:
+    """Measure variants, the public design and other programs side by side.
+
+    Args:
+        directories: variants of one model.
+        plan: what to measure.
+        model: whose weights the public design and the other programs get; by default what the first variant was
+            exported from.
+        revision: of `model`.
+        public: whether the public design takes part.
+        peers: whether `transformers` takes part.
+        peers_python: an interpreter with `moshi` and `rustymimi`, if they take part.
+        audio: `[n]` at the model's rate, what encoders get; generated speech unless given.
+        cache: where derived graphs and weights are kept; the user's cache unless given.
+        progress: told of each step.
+
+    Returns:
+        The report, see `report`.
+
+    Raises:
+        ArtifactError, ConfigError, CheckpointError, AudioError: an input does not fit; nothing was measured.
+        MimiExportError: a graph failed.
+    """
+    first = _first(directories)
+    contenders = variant_contenders(directories)
+    longest = max(contender.frames_per_call for contender in contenders) * first.geometry.frame_size
+    if audio is not None and len(audio) < longest:
+        raise AudioError(f"the recording has {len(audio)} samples, one call takes {longest}; give a longer one")
+    source = first.manifest.source
+    if model is None:
+        model = source.model
+        # a synthetic checkpoint's revision names the code that made it, and cannot be asked for
+        revision = source.revision if "/" in source.model else None
+    if public or peers or peers_python is not None:
+        from mimi_export.synthetic import cache_root
+
+        contenders += baseline_contenders(
+            model, revision, first.manifest.num_codebooks, cache or cache_root(),
+            public=public, peers=peers, peers_python=peers_python, progress=lambda step: progress(step, 0, 0),
+        )  # fmt: skip
+    machines = _machines(plan, None, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        file = None
+        if audio is not None:
+            file = Path(folder) / "audio.npy"
+            np.save(file, audio)
+        results = run_rounds(contenders, plan, file, progress)
+    machines = _machines(plan, machines, progress)
+    frame_ms = 1000 / first.geometry.frame_rate
+    single = next((machine for machine in machines if machine.threads == 1), machines[0])
+    reached = targets(contenders, results, plan, single, frame_ms)
+    return as_json(model, frame_ms, plan, machines, contenders, results, reached)
+
+
+def write_report(report: dict[str, Any], directory: str | os.PathLike[str], force: bool = False) -> list[Path]:
+    """Write `bench.json`, `bench.md`, `bench.svg` and `bench.png` to a new directory.
+
+    Raises:
+        OutputError: the directory exists and `force` is not given, or cannot be written.
+    """
+    from mimi_export.bench.plot import draw
+
+    with atomic_directory(directory, force, marker=REPORT_NAME) as temporary:
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / REPORT_NAME).write_text(text + "\n", "utf-8")
+        (temporary / "bench.md").write_text(markdown(report), "utf-8")
+        for suffix in (".svg", ".png"):
+            draw(report, temporary / f"bench{suffix}")
+        names = sorted(path.name for path in temporary.iterdir())
+    return [Path(directory) / name for name in names]
+
+
+def _first(directories: Sequence[Path]) -> Artifact:
+    if not directories:
+        raise ConfigError("there is nothing to measure: give at least one variant directory")
+    return load_artifact(directories[0])
+
+
+def _machines(plan: Plan, before: list[Machine] | None, progress: Progress) -> list[Machine]:
+    """The limits for every number of threads; the better of now and before, because noise only ever slows."""
+    found = []
+    for index, threads in enumerate(plan.threads):
+        progress("measuring the machine's limits", index, len(plan.threads))
+        found.append(measure_machine(threads))
+    return found if before is None else [now.best(then) for now, then in zip(found, before, strict=True)]

@@ -1,0 +1,137 @@
+"""`bench`: every way to run Mimi side by side. Needs the export extra; `--output` needs the bench extra, too.
+
+With `--json`: the object that `mimi_export.bench.report` describes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimi_export.cli.console import Steps, note, show_json, show_table
+from mimi_export.cli.errors import needs_extra
+from mimi_export.cli.options import ARTIFACTS, Force, Json, Revision
+from mimi_export.errors import ConfigError, OutputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bench", short_help="Measure speed side by side with other ways to run Mimi.")(bench)
+
+
+def bench(
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="Variant directories; without one, those in artifacts/ with 8 codebooks."),
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", metavar="FILE", help="Recording for the encoders [default: generated].")
+    ] = None,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of each contender in a round.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of all contenders in turn.")] = 5,
+    ages: Annotated[str, typer.Option("--ages", metavar="S,…", help="Ages of the streams in seconds.")] = "2,20,600",
+    batches: Annotated[
+        str, typer.Option("--batches", metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
+    ] = "1,4,16",
+    threads: Annotated[
+        str, typer.Option("--threads", metavar="N,…", help="Threads; all situations with the first, one with the others.")
+    ] = "1",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Weights of the public design and the other programs [default: what the first variant was made from].",
+        ),
+    ] = None,
+    revision: Revision = None,
+    public: Annotated[
+        bool, typer.Option("--public/--no-public", help="Measure the design of the public ONNX models, too.")
+    ] = True,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure `transformers`, too.")] = True,
+    peers_python: Annotated[
+        str | None,
+        typer.Option("--peers-python", metavar="PATH", help="A python with moshi and rustymimi (`make bench-peers`)."),
+    ] = None,
+    show_targets: Annotated[
+        bool, typer.Option("--targets", help="Also show what the project promises beside what was measured.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Also write bench.json, bench.md, bench.svg and bench.png there."),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure latency, throughput, loading and memory of variants beside other ways to run Mimi, in turns.
+
+    The defaults take a few minutes on a quiet machine. A thorough run:
+
+    \b
+      mimi-export bench --frames 25 --rounds 10 --batches 1,4,8,16,32 --threads 1,2 --peers-python PATH --targets
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    if revision is not None and model is None:
+        raise ConfigError("--revision belongs to a --model; give both")
+    if output is not None and output.exists() and not force and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output} exists already; choose another --output or replace it with --force")
+    with needs_extra("export", "mimi-export bench"):
+        from mimi_export.audio import read_audio
+        from mimi_export.bench.benchmark import benchmark, default_directories, write_report
+        from mimi_export.bench.report import tables
+        from mimi_export.bench.rounds import Plan
+    if output is not None:
+        with needs_extra("bench", "mimi-export bench --output"):
+            import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after
+    plan = Plan(
+        frames=frames,
+        rounds=rounds,
+        ages=tuple(_numbers("--ages", ages, 0)),
+        batches=tuple(_integers("--batches", batches)),
+        threads=tuple(_integers("--threads", threads)),
+    )
+    found = directories or default_directories(ARTIFACTS)
+    with Steps() as steps:
+        report = benchmark(
+            found,
+            plan,
+            model=model,
+            revision=revision,
+            public=public,
+            peers=peers,
+            peers_python=peers_python,
+            audio=None if audio is None else read_audio(audio),
+            progress=steps.advance,
+        )
+        written = [] if output is None else write_report(report, output, force)
+    for name, reason in report["skipped"].items():
+        note(f"{name} took no part: {reason}")
+    if json:
+        show_json(report)
+        return
+    for title, columns, rows in tables(report, show_targets, narrow=True):
+        show_table(title, columns, rows)
+    for path in written:
+        note(f"wrote {path}")
+
+
+def _numbers(option: str, text: str, least: float) -> list[float]:
+    """A list of different numbers from text with commas."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: expected numbers with commas between them, as in 2,20,600") from None
+    if any(not math.isfinite(number) or number < least for number in numbers):
+        raise ConfigError(f"{option} {text!r}: every number must be {least:g} or more")
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"{option} {text!r}: a number is there twice")
+    return numbers
+
+
+def _integers(option: str, text: str) -> list[int]:
+    numbers = _numbers(option, text, 1)
+    if any(number != int(number) for number in numbers):
+        raise ConfigError(f"{option} {text!r}: expected whole numbers")
+    return [int(number) for number in numbers]

@@ -1,0 +1,78 @@
+"""`verify`: is a downloaded variant whole, and does it compute here what it computed where it was made?
+
+Needs the base install only: no PyTorch and no onnx. Exit code 0: all is well. 1: the golden clip does not come out as
+it should. 5: the directory is no variant, incomplete, changed, or does not have the contract's inputs and outputs.
+With `--json`: `command`, `path`, `passed`, `files`, `frames`, `codes_equal_percent`, `codes_least_percent`, `snr_db`
+(a number, or `"exact"`), `snr_least_db`, `onnxruntime`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimi_export.cli.console import Steps, show_json, show_rows
+from mimi_export.cli.options import Json
+from mimi_export.errors import ParityError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify", short_help="Check a downloaded variant, without PyTorch.")(verify)
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")], json: Json = False
+) -> None:
+    """Check a variant on this machine: hashes, inputs and outputs, state shapes, and a golden clip.
+
+    \b
+      mimi-export verify streaming-8cb
+
+    Run it after downloading. It needs no PyTorch.
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    import onnxruntime
+
+    from mimi_export.artifact import load_artifact
+    from mimi_export.golden import replay_golden
+
+    with Steps() as steps:
+        steps.step("hashing the files")
+        artifact = load_artifact(directory, verify_hashes=True)
+        steps.step("replaying the golden clip")
+        result = replay_golden(artifact)
+    level = f"{result.snr_db:.1f} dB" if math.isfinite(result.snr_db) else ("exact" if result.snr_db > 0 else "lost")
+    if json:
+        show_json({
+            "command": "verify",
+            "path": str(directory),
+            "passed": result.passed,
+            "files": len(artifact.manifest.files),
+            "frames": result.frames,
+            "codes_equal_percent": 100 * result.codes_equal,
+            "codes_least_percent": 100 * result.codes_least,
+            "snr_db": result.snr_db if math.isfinite(result.snr_db) else level,
+            "snr_least_db": result.snr_least,
+            "onnxruntime": onnxruntime.__version__,
+        })  # fmt: skip
+    else:
+        show_rows(
+            f"{artifact.manifest.name}: {'as it was made' if result.passed else 'NOT as it was made'}",
+            [
+                ("files", f"{len(artifact.manifest.files)}, all with the SHA-256 of the manifest"),
+                (
+                    "graphs",
+                    f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}",
+                ),
+                ("codes", f"{100 * result.codes_equal:.2f} % equal, at least {100 * result.codes_least:g} % wanted"),
+                ("audio", f"{level}, at least {result.snr_least:g} dB wanted"),
+            ],
+        )
+    if not result.passed:
+        raise ParityError(
+            f"{directory} does not compute here what it should: {100 * result.codes_equal:.2f} % of the golden codes "
+            f"are equal (wanted {100 * result.codes_least:g} %), audio {level} (wanted {result.snr_least:g} dB)"
+        )

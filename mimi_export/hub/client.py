@@ -1,0 +1,250 @@
+"""The part of `huggingface_hub` that publishing uses, with its errors in one line each.
+
+The token comes from the environment (`HF_TOKEN`) or from the Hub's own login, and is taken out of every message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils import validate_repo_id
+
+from mimi_export.errors import ConfigError, MimiExportError
+from mimi_export.hub.errors import HubError
+from mimi_export.hub.plan import LocalFile, Remote, RemoteFile
+
+ATTEMPTS = 3
+FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
+MAIN = "main"
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+# The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
+TRANSPORT_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+
+
+class Client:
+    """One repository on the Hub, as the user who is logged in here.
+
+    Raises:
+        ConfigError: `repo_id` is no name of a repository.
+    """
+
+    def __init__(self, repo_id: str) -> None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ConfigError(f"--repo-id {repo_id!r}: expected USER/NAME, such as me/mimi-onnx") from error
+        if repo_id.count("/") != 1:
+            raise ConfigError(f"--repo-id {repo_id!r}: expected USER/NAME, such as me/mimi-onnx")
+        self.repo_id = repo_id
+        self._api = HfApi(library_name="mimi-export")
+
+    def require_login(self) -> str:
+        """The user's name; `HubError` without a token that the Hub accepts."""
+        if get_token() is None:
+            raise HubError("no token for the Hub: set HF_TOKEN, or log in with `hf auth login`")
+        found: dict[str, Any] = self._retried("ask who is logged in", self._api.whoami)
+        return str(found.get("name"))
+
+    def read(self, revision: str | None) -> Remote:
+        """What the repository holds at `revision` (`main` by default); where that does not exist yet, at `main`."""
+
+        def ask() -> Remote:
+            try:
+                info = self._api.model_info(self.repo_id, revision=revision)
+                has_revision = True
+            except RevisionNotFoundError:
+                info = self._api.model_info(self.repo_id)
+                has_revision = False
+            except RepositoryNotFoundError as error:
+                if _status(error) == 401 and get_token() is not None:
+                    raise
+                return Remote()
+            return Remote(info.sha, bool(info.private), has_revision, self._tree(info.sha))
+
+        return self._retried(f"read {self.repo_id}", ask)
+
+    def _tree(self, revision: str | None) -> dict[str, RemoteFile]:
+        entries = self._api.list_repo_tree(self.repo_id, recursive=True, revision=revision)
+        return {
+            entry.path: RemoteFile(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        }
+
+    def open_requests(self, title: str) -> list[tuple[str, dict[str, RemoteFile]]]:
+        """Open pull requests of this title: their revision and files."""
+
+        def ask() -> list[tuple[str, dict[str, RemoteFile]]]:
+            found = self._api.get_repo_discussions(
+                self.repo_id, discussion_type="pull_request", discussion_status="open"
+            )
+            revisions = [str(item.git_reference) for item in found if item.title == title]
+            return [(revision, self._tree(revision)) for revision in revisions]
+
+        return self._retried(f"list the pull requests of {self.repo_id}", ask)
+
+    def create(self, private: bool | None) -> None:
+        """Make the repository unless it is there."""
+        self._retried(
+            f"create {self.repo_id}", lambda: self._api.create_repo(self.repo_id, private=private, exist_ok=True)
+        )
+
+    def create_branch(self, revision: str) -> None:
+        """Make a branch from `main` unless it is there."""
+        self._retried(
+            f"create the branch {revision}",
+            lambda: self._api.create_branch(self.repo_id, branch=revision, exist_ok=True),
+        )
+
+    def commit(
+        self, files: list[LocalFile], message: str, parent: str | None, revision: str | None, as_request: bool
+    ) -> CommitInfo:
+        """Send files in one commit; what the Hub's storage has already is not sent again.
+
+        Not tried again here: after an error the caller looks first whether the commit was made all the same.
+        """
+        operations = [
+            CommitOperationAdd(file.name, str(file.path) if file.path is not None else file.content) for file in files
+        ]
+        with self._errors(f"send to {self.repo_id}"), _quiet():
+            return self._api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                revision=revision,
+                parent_commit=parent,
+                create_pr=as_request,
+            )
+
+    def download(self, name: str, revision: str, folder: Path) -> Path:
+        """Fetch one file below `folder`, past every cache."""
+
+        def fetch() -> Path:
+            path = self._api.hf_hub_download(
+                self.repo_id,
+                name,
+                revision=revision,
+                local_dir=folder,
+                cache_dir=folder / ".cache" / "hub",
+                force_download=True,
+            )
+            return Path(path)
+
+        return self._retried(f"download {name}", fetch)
+
+    def _retried(self, what: str, ask: Callable[[], T]) -> T:
+        return retried(what, lambda: self._guarded(what, ask))
+
+    def _guarded(self, what: str, ask: Callable[[], T]) -> T:
+        with self._errors(what), _quiet():
+            return ask()
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Every failure as a `HubError`, or a `TransientError` where trying again may help."""
+        try:
+            yield
+        except MimiExportError:
+            raise
+        except (HfHubHTTPError, TRANSPORT_ERROR, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
+            raise self._hub_error(what, error) from None
+        except (RuntimeError, ValueError) as error:
+            # the client wraps what went wrong with one file of many, and reports malformed answers, in these
+            raise self._hub_error(what, error.__cause__ or error) from None
+
+    def _hub_error(self, what: str, error: BaseException) -> HubError:
+        while _status(error) is None and error.__cause__ is not None:
+            error = error.__cause__
+        status, text = _status(error), _redacted(_first_line(error))
+        if status == 401:
+            return HubError(f"the Hub does not accept the token (401), tried to {what}; log in with `hf auth login`")
+        if status == 403:
+            return HubError(f"the token may not do this (403), tried to {what}; it needs the right to write there")
+        if status == 404:
+            return HubError(f"the Hub knows no such repository or revision (404), tried to {what}: {text}")
+        if status in (409, 412):
+            return HubError(f"somebody else changed {self.repo_id} meanwhile ({status}); run the command again")
+        if status is not None and (status >= 500 or status == 429):
+            return TransientError(f"the Hub failed ({status}), tried to {what}; run the command again later")
+        if status is not None:
+            return HubError(f"the Hub refused ({status}), tried to {what}: {text}")
+        if isinstance(error, (TRANSPORT_ERROR, ConnectionError, LocalEntryNotFoundError)):
+            if isinstance(error, OfflineModeIsEnabled):
+                return HubError(f"HF_HUB_OFFLINE is set; unset it to {what}")
+            return TransientError(
+                f"the connection to {huggingface_hub.constants.ENDPOINT} failed, tried to {what} ({text}); "
+                "run the command again, what has arrived is not sent twice"
+            )
+        return HubError(f"could not {what}: {text}")
+
+
+class TransientError(HubError):
+    """A failure that may pass: trying again is worth while."""
+
+
+def retried(what: str, ask: Callable[[], T]) -> T:
+    """Call `ask` up to `ATTEMPTS` times while it raises `TransientError`."""
+    pause = FIRST_PAUSE
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return ask()
+        except TransientError as error:
+            logger.info("%s: %s; again in %g s", what, error, pause)
+        time.sleep(pause)
+        pause *= 2
+    return ask()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's bars, warnings and addresses from the terminal."""
+    verbosity = hub_logging.get_verbosity()
+    disabled = huggingface_hub.utils.are_progress_bars_disabled()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    if not disabled:
+        huggingface_hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if not disabled:
+            huggingface_hub.utils.enable_progress_bars()
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: BaseException) -> str:
+    """What the server said, or the first line of the error's text, without addresses and request ids."""
+    said = getattr(error, "server_message", None)
+    text = str(said or error).strip() or type(error).__name__
+    return re.sub(r"\s*(for url:?|\(Request ID|https?://).*", "", text.splitlines()[0])[:200].rstrip(" .:'")
+
+
+def _redacted(text: str) -> str:
+    """`text` without the token and without anything that looks like one."""
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return re.sub(r"hf_[A-Za-z0-9]{8,}", "***", text)

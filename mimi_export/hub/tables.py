@@ -1,0 +1,154 @@
+"""The tables of the model card: every number in them comes from a manifest or from a record of `report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mimi_export.hub.subjects import Json, Subject
+from mimi_export.manifest import Manifest
+from mimi_export.spec import GRAPH_KINDS, Dim, GraphSpec
+
+Rows = list[list[str]]
+
+MIB = 2**20
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> str:
+    """A Markdown table; columns from index `numbers` on are aligned on the right."""
+    rule = [":--" if index < numbers else "--:" for index in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def level(value: Any, digits: int) -> str:
+    """A number of a report: its words `exact` and `lost` stay, `null` is a dash."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
+
+
+def variants(subjects: Sequence[Subject]) -> str:
+    """What there is: sizes, bitrates, layouts."""
+    rows: Rows = []
+    for subject in subjects:
+        if subject.manifest is None:
+            continue
+        manifest = subject.manifest
+        encoder, decoder = (manifest.files[manifest.spec(kind).file_name].bytes for kind in GRAPH_KINDS)
+        calls = "any" if manifest.frames_per_call is None else str(manifest.frames_per_call)
+        rate = f"{manifest.geometry.bitrate(manifest.num_codebooks) / 1000:g} kbit/s"
+        rows.append([
+            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.num_codebooks), rate, manifest.precision,
+            manifest.layout, calls, _mib(encoder), _mib(decoder),
+        ])  # fmt: skip
+    columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
+    return markdown(columns, rows)
+
+
+def whole_clips(subject: Subject) -> str:
+    """The files for whole clips, by data type."""
+    rows: Rows = []
+    if subject.batch is not None:
+        for record in subject.reports:
+            graphs = subject.batch.dtypes[str(record["precision"])]
+            sizes = [_mib(subject.batch.files[graphs[kind]].bytes) for kind in GRAPH_KINDS]
+            clip = record["clips"][0]
+            rows.append([
+                f"`{record['precision']}`", *(f"`{graphs[kind]}`" for kind in GRAPH_KINDS), *sizes,
+                level(record["codes"]["equal_percent"], 2), level(clip["decoder"]["snr_db"], 1),
+            ])  # fmt: skip
+    columns = ("`dtype`", "encoder", "decoder", "encoder MiB", "decoder MiB", "equal codes %", "decoder SNR dB")
+    return markdown(columns, rows, 3)
+
+
+def quality(records: Sequence[Json]) -> str:
+    """Agreement with batch PyTorch: codes of everything measured, levels of the first clip."""
+    rows: Rows = []
+    for record in records:
+        codes, clip = record["codes"], record["clips"][0]
+        rows.append([
+            f"`{record['name']}`", level(codes["equal_percent"], 3), str(codes["differ"]), str(codes["ties"]),
+            level((clip["latents"] or {}).get("snr_db"), 1), level(clip["decoder"]["snr_db"], 1),
+            level(clip["decoder"]["cosine"], 7), level(clip["end_to_end"]["snr_db"], 1),
+        ])  # fmt: skip
+    columns = (
+        "variant", "equal codes %", "differ", "ties", "latents SNR dB", "decoder SNR dB", "decoder cosine",
+        "end-to-end SNR dB",
+    )  # fmt: skip
+    return markdown(columns, rows)
+
+
+def published(records: Sequence[Json]) -> str:
+    """The row of the public models' own card beside ours: the first seconds, streaming against batch."""
+    rows: Rows = []
+    for record in records:
+        found = record.get("published")
+        if not isinstance(found, dict):
+            continue
+        if not rows and "card_streaming" in found:
+            rows.append(["public models, as their card states", *_three(found["card_streaming"], (1, 4, 2))])
+        rows.append([f"`{record['name']}`", *_three(found["end_to_end"], (1, 7, 6))])
+    return markdown(("model", "SNR dB", "cosine", "max abs"), rows)
+
+
+def speed(records: Sequence[Json]) -> str:
+    """Milliseconds a frame, one stream, as measured while checking parity."""
+    rows: Rows = []
+    for record in records:
+        timing = record.get("timing")
+        if isinstance(timing, dict):
+            values = [level(timing[kind][key], 1) for kind in GRAPH_KINDS for key in ("median_ms", "p95_ms")]
+            rows.append([f"`{record['name']}`", *values, level(timing["real_time_factor"], 2)])
+    columns = (
+        "variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor",
+    )  # fmt: skip
+    return markdown(columns, rows)
+
+
+def states(graph: GraphSpec) -> str:
+    """Every input and output of a graph in order, from the one definition of the state."""
+    rows: Rows = [[
+        f"`{graph.data_input.name}`", f"`{graph.data_output.name}`",
+        f"{graph.data_input.dtype} → {graph.data_output.dtype}",
+        f"{_shape(graph.data_input.shape)} → {_shape(graph.data_output.shape)}", "",
+    ]]  # fmt: skip
+    for state in graph.states:
+        first = [1, *state.initial_shape(1)[1:]]
+        rows.append([
+            f"`{state.past.name}`", f"`{state.present.name}`", state.dtype, _shape(state.past_shape),
+            f"zeros {_shape(tuple(first))}",
+        ])  # fmt: skip
+    return markdown(("input", "output", "type", "shape", "first call"), rows, 5)
+
+
+def checks(records: Sequence[Json]) -> str:
+    """Every budget with what was found."""
+    rows = [
+        [f"`{record['name']}`", str(check["metric"]), str(check["wanted"]), level(check["got"], 2)]
+        for record in records
+        for check in record["checks"]
+    ]
+    return markdown(("variant", "measured", "wanted", "found"), rows, 3)
+
+
+def layouts(subjects: Sequence[Subject]) -> list[Manifest]:
+    """One manifest for each contract among the variants: layout and frames a call."""
+    found: dict[tuple[str, int | None], Manifest] = {}
+    for subject in subjects:
+        if subject.manifest is not None:
+            found.setdefault((subject.manifest.layout, subject.manifest.frames_per_call), subject.manifest)
+    return list(found.values())
+
+
+def _three(difference: Mapping[str, Any], digits: tuple[int, int, int]) -> list[str]:
+    keys = ("snr_db", "cosine", "max_abs")
+    return [level(difference.get(key), count) for key, count in zip(keys, digits, strict=True)]
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f}"
+
+
+def _shape(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
