@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+COMPAT ?= .venv-compat
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 MODEL ?= synthetic
 VARIANTS ?= streaming-8cb
@@ -18,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-compat lint format build parity report clean
+.PHONY: help install demo test test-fast test-compat lint format build parity bench bench-peers node-deps clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -56,6 +58,30 @@ format: $(STAMP)  ## let ruff fix and format
 
 build: $(STAMP)  ## build all variants of configs/ from MODEL into artifacts/
 	$(BIN)/mimi-export build --model $(MODEL)
+
+parity: $(STAMP)  ## measure all built variants; writes artifacts/parity/report.{html,md,json,xml}
+	$(BIN)/mimi-export parity artifacts/streaming-* $(if $(filter-out generated,$(AUDIO)),--audio $(AUDIO)) \
+		--report artifacts/parity --force
+
+bench: $(STAMP)  ## measure speed side by side; with make bench-peers also against moshi and rustymimi
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/mimi-export bench artifacts/streaming-* --output artifacts/bench \
+		$(if $(wildcard $(PEERS)/bin/python),--peers-python $(PEERS)/bin/python)
+
+bench-peers:  ## an environment of its own with moshi and rustymimi, for make bench
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 transformers==5.23.0 einops==0.8.2 sentencepiece==0.2.3
+	$(PEERS)/bin/python -m pip install --quiet --no-deps moshi==0.2.13 rustymimi==0.4.1
+
+test-compat:  ## the fast tests against an old transformers that is still a correct reference
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	sed -e '/^transformers==/d' -e '/^huggingface_hub==/d' constraints.txt > $(COMPAT)/constraints.txt
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/constraints.txt torch
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/constraints.txt --editable '.[export,dev]' 'transformers==5.5.*'
+	$(COMPAT)/bin/python -m pytest -m "not slow"
+
+node-deps:  ## the npm packages of the Node tests, as locked
+	cd tests/node && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
 
 clean:  ## remove what was built
 	rm -rf artifacts/streaming-* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

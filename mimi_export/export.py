@@ -131,7 +131,7 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
         ConfigError: the exporter wrote another opset than the one asked for.
     """
     graph, geometry = module.graph, module.geometry
-    arguments = tuple(_example(tensor, geometry) for tensor in graph.inputs)
+    arguments = tuple(_example(tensor, graph) for tensor in graph.inputs)
     dims = _dims(graph, geometry)
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
@@ -158,8 +158,13 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
     return model
 
 
-def _example(tensor: TensorSpec, geometry: Geometry) -> Tensor:
-    sizes = {**EXAMPLE, SAMPLES: EXAMPLE[FRAMES] * geometry.frame_size}
+def _example(tensor: TensorSpec, graph: GraphSpec) -> Tensor:
+    sizes = {
+        **EXAMPLE,
+        SAMPLES: EXAMPLE[FRAMES] * graph.frame_size,
+        CODEBOOKS: min(EXAMPLE[CODEBOOKS], graph.num_codebooks),
+        PAST: min(EXAMPLE[PAST], graph.window_length),
+    }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
     return torch.zeros(shape, dtype=torch.int64 if tensor.dtype == "int64" else torch.float32)
 
@@ -171,7 +176,7 @@ def _dims(graph: GraphSpec, geometry: Geometry) -> dict[str, Any]:
         BATCH: Dim(BATCH, min=1, max=2**16),
         FRAMES: frames,
         SAMPLES: geometry.frame_size * frames,
-        CODEBOOKS: Dim(CODEBOOKS, min=1, max=graph.num_codebooks),
+        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.num_codebooks)),
         PAST: Dim(PAST, min=0, max=geometry.sliding_window - 1),
     }
 

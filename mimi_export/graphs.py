@@ -136,7 +136,7 @@ class StreamingGraph(nn.Module):
             y, kept = module(x, self._begin(call, layer, call.past(name), x))
             call.put(name, kept)
         call.tap(layer.name, y)
-        return y  # type: ignore[no-any-return]
+        return y
 
     def _begin(self, call: Call, layer: ConvLayer, past: Tensor, x: Tensor) -> Tensor:
         """The state to compute with: zeros from the client are right, but for a replicated or a ring's garbage one."""
@@ -196,7 +196,8 @@ class StreamingEncoder(StreamingGraph):
     def step(self, call: Call, data: Tensor) -> Tensor:
         """See `StreamingGraph`; a replicating model knows a first call before its first convolution."""
         call.begin(self.geometry, data.shape[2] // self.geometry.hop_length)
-        x = self.seanet(call, torch.where(data.abs() < LOUDEST, data, 0.0))
+        frames = data.unflatten(2, (-1, self.geometry.frame_size))  # refuses what is no whole number of frames
+        x = self.seanet(call, torch.where(frames.abs() < LOUDEST, frames, 0.0).flatten(2))
         x = self.transformer(call, x.transpose(1, 2))
         latents = self.conv(call, self._downsample, x.transpose(1, 2)).transpose(1, 2)
         call.tap("latents", latents)

@@ -252,7 +252,8 @@ def graph_spec(
         data_input = TensorSpec("input_values", "float32", audio)
         data_output = TensorSpec("audio_codes", "int64", (BATCH, num_codebooks, frames))
     else:
-        data_input = TensorSpec("audio_codes", "int64", (BATCH, CODEBOOKS, frames))
+        codebooks: Dim = CODEBOOKS if num_codebooks > 1 else 1
+        data_input = TensorSpec("audio_codes", "int64", (BATCH, codebooks, frames))
         data_output = TensorSpec("audio_values", "float32", audio)
     states = (*_conv_states(geometry, kind), *_kv_states(geometry, layout, frames_per_call))
     window = geometry.sliding_window - 1

@@ -80,7 +80,7 @@ def test_inputs_and_outputs_stay():
 
 
 def test_second_run_is_refused():
-    with pytest.raises(ir.passes.PreconditionError, match="weight is float16 already.*convert its fp32 parent"):
+    with pytest.raises(ir.passes.PreconditionError, match=r"weight is float16 already.*convert its fp32 parent"):
         convert(convert().model)
 
 

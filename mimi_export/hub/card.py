@@ -174,7 +174,7 @@ def _quality(subjects: Sequence[Subject], whole: Subject | None) -> str:
         ways = ", ".join(first["codes"])
         blocks += [
             f"Against untouched batch PyTorch (`transformers`), on {_clips(records[0])}. Codes are counted over all of it "
-            f"and over calls of {ways} frames; levels are those of `{first['name']}` ({first['seconds']:.1f} s). A *tie* is "
+            f"and over calls of {ways} frames; levels are those of `{first['name']}` ({first['seconds']:.3g} s). A *tie* is "
             "a code where two entries are equally near to within float rounding.",
             tables.quality(records),
         ]
@@ -260,7 +260,7 @@ def _attribution(base: str | None, subjects: Sequence[Subject]) -> str:
 
 
 def _clips(record: Json) -> str:
-    return ", ".join(f"`{clip['name']}` ({clip['seconds']:.1f} s)" for clip in record["clips"])
+    return ", ".join(f"`{clip['name']}` ({clip['seconds']:.3g} s)" for clip in record["clips"])
 
 
 def _seconds(records: Sequence[Json]) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,11 +171,14 @@ class Client:
             raise self._hub_error(what, error) from None
         except (RuntimeError, ValueError) as error:
             # the client wraps what went wrong with one file of many, and reports malformed answers, in these
-            raise self._hub_error(what, error.__cause__ or error) from None
+            raise self._hub_error(what, error) from None
 
     def _hub_error(self, what: str, error: BaseException) -> HubError:
-        while _status(error) is None and error.__cause__ is not None:
-            error = error.__cause__
+        chain = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)  # the client wraps the answer of the server once or twice
+        telling = [link for link in chain if _status(link) is not None or isinstance(link, TRANSPORT_ERROR)]
+        error = telling[0] if telling else error
         status, text = _status(error), _redacted(_first_line(error))
         if status == 401:
             return HubError(f"the Hub does not accept the token (401), tried to {what}; log in with `hf auth login`")
@@ -224,7 +228,9 @@ def _quiet() -> Iterator[None]:
     if not disabled:
         huggingface_hub.utils.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         hub_logging.set_verbosity(verbosity)
         if not disabled:

@@ -177,7 +177,9 @@ use std::{error::Error, fs};
 
 const DIRECTORY: &str = "@DIRECTORY@";
 const FRAME: usize = @FRAME@; // samples at @RATE@ Hz
-const (LAYERS, HEADS, HEAD_DIM): (usize, usize, usize) = (@LAYERS@, @HEADS@, @HEAD_DIM@);
+const LAYERS: usize = @LAYERS@;
+const HEADS: usize = @HEADS@; // of keys and values
+const HEAD_DIM: usize = @HEAD_DIM@;
 
 struct Stream {
     session: Session,

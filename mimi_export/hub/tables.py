@@ -28,6 +28,11 @@ def level(value: Any, digits: int) -> str:
     return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
+def small(value: Any) -> str:
+    """A number near zero, with two significant digits."""
+    return level(value, 2) if value is None or isinstance(value, str) else f"{value:.2g}"
+
+
 def variants(subjects: Sequence[Subject]) -> str:
     """What there is: sizes, bitrates, layouts."""
     rows: Rows = []
@@ -87,8 +92,8 @@ def published(records: Sequence[Json]) -> str:
         if not isinstance(found, dict):
             continue
         if not rows and "card_streaming" in found:
-            rows.append(["public models, as their card states", *_three(found["card_streaming"], (1, 4, 2))])
-        rows.append([f"`{record['name']}`", *_three(found["end_to_end"], (1, 7, 6))])
+            rows.append(["public models, as their card states", *_three(found["card_streaming"], (1, 4))])
+        rows.append([f"`{record['name']}`", *_three(found["end_to_end"], (1, 7))])
     return markdown(("model", "SNR dB", "cosine", "max abs"), rows)
 
 
@@ -141,9 +146,9 @@ def layouts(subjects: Sequence[Subject]) -> list[Manifest]:
     return list(found.values())
 
 
-def _three(difference: Mapping[str, Any], digits: tuple[int, int, int]) -> list[str]:
-    keys = ("snr_db", "cosine", "max_abs")
-    return [level(difference.get(key), count) for key, count in zip(keys, digits, strict=True)]
+def _three(difference: Mapping[str, Any], digits: tuple[int, int]) -> list[str]:
+    found = [level(difference.get(key), count) for key, count in zip(("snr_db", "cosine"), digits, strict=True)]
+    return [*found, small(difference.get("max_abs"))]
 
 
 def _mib(size: int) -> str:

@@ -49,7 +49,8 @@ class BoundCall:
         """Run on `data`; the result is a copy of its own."""
         np.copyto(self._input, data)
         self._session.run_with_iobinding(self._binding)
-        return self._output.copy()
+        result: Array = self._output.copy()
+        return result
 
 
 class PreparedStates:

@@ -44,7 +44,7 @@ class PoolStream:
     @property
     def ready(self) -> bool:
         """Whether the data of a whole call is there."""
-        return self._pending.shape[-1] >= self._pool.call_size
+        return int(self._pending.shape[-1]) >= self._pool.call_size
 
     def push(self, data: npt.ArrayLike) -> None:
         """Add samples `[n]` or codes `[K, frames]`; `StreamPool.step` computes.
@@ -64,7 +64,7 @@ class PoolStream:
             How many samples or frames of it are real; 0 where nothing was left over.
         """
         size = self._pool.call_size
-        real = self._pending.shape[-1] % size
+        real = int(self._pending.shape[-1]) % size
         if real:
             shape = (*self._pending.shape[:-1], size - real)
             self._pending = np.concatenate([self._pending, np.zeros(shape, self._pending.dtype)], axis=-1)
@@ -147,7 +147,8 @@ class StreamPool:
     def check(self, data: npt.ArrayLike) -> Array:
         """Samples as `[1, n]` or codes as `[K, frames]`, checked."""
         if self.spec.kind == "encoder":
-            return check_audio(data, 1)[0]
+            audio: Array = check_audio(data, 1)[0]
+            return audio
         codes = np.asarray(data)
         if codes.ndim != 2 or codes.shape[0] != self.spec.num_codebooks:
             raise CodesError(

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from mimi_export.codes import check_codes
 from mimi_export.errors import AudioError, CodesError
 from mimi_export.geometry import Geometry
+from mimi_export.runtime.buffers import Array
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.state import Array, StreamState
+from mimi_export.runtime.state import StreamState
 
 MAX_FRAMES_PER_CALL = 32  # more gain no speed, and attention memory grows with the square
 Audio = npt.NDArray[np.float32]
