@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## make the virtual environment and install everything
 
 demo: $(STAMP)  ## export streaming-8cb, check parity, encode and decode a recording
-	$(BIN)/mimi-export build streaming-8cb --model $(MODEL)
+	$(BIN)/mimi-export build streaming-8cb --no-check --model $(MODEL)
 	$(BIN)/python scripts/demo.py artifacts/streaming-8cb $(AUDIO) artifacts/demo
 	$(BIN)/mimi-export parity artifacts/streaming-8cb $(if $(filter-out generated,$(AUDIO)),--audio $(AUDIO)) \
 		--calls 1,mixed --report artifacts/demo/parity --force

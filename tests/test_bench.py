@@ -334,7 +334,7 @@ def test_every_target_is_found_in_the_results():
     assert one("part of the weight-bandwidth", "encoder").measured == pytest.approx(0.5)
     assert one("bound buffers").measured == pytest.approx(0.02)
     assert all(target.verdict not in ("missed", "not measured") for target in found.values())
-    assert len(found) == 17
+    assert len(found) == 18
 
 
 def test_verdicts():
@@ -465,7 +465,7 @@ def test_bad_options_are_one_line(cli, tiny_variant, options, words):
 
 
 def test_programs_that_only_run_kyutais_sizes_are_refused_before_measuring(cli, tiny_variant):
-    code, out, err = cli(tiny_variant(), "--no-public")
+    code, _, err = cli(tiny_variant(), "--no-public")
     assert code == ConfigError.exit_code
     assert "--no-peers" in err
 

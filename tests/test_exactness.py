@@ -96,7 +96,7 @@ def test_ten_minutes(tiny_variant, tiny_checkpoint):
     process, memory = psutil.Process(), []
     for _ in range(10):
         codes, decoded = [], []
-        for start, stop in calls(frames, PATTERNS["mixture"]):
+        for start, stop in calls(frames, [1, 30, 4, 13]):
             codes.append(encoder.push(minute[start * F : stop * F]))
             decoded.append(decoder.push(codes[-1]))
         memory.append(process.memory_info().rss)

@@ -165,9 +165,13 @@ def test_dead_codebook_entries():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
-@pytest.mark.parametrize("num_codebooks", [1, 8, 16])
-def test_tiny_checkpoint_at_any_chunking(tiny_checkpoint, num_codebooks, pattern):
-    check(tiny_checkpoint, num_codebooks, "window", pattern)
+def test_tiny_checkpoint_at_any_chunking(tiny_checkpoint, pattern):
+    check(tiny_checkpoint, 16, "window", pattern)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2, 8])
+def test_tiny_checkpoint_with_fewer_codebooks(tiny_checkpoint, num_codebooks):
+    check(tiny_checkpoint, num_codebooks, "window", PATTERNS["mixture"])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 5])

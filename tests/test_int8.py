@@ -226,6 +226,12 @@ def test_products_fuse(tmp_path):
     assert left == ["DynamicQuantizeMatMul"]
 
 
+def test_block_products_multiply_integers():
+    """At its default level onnxruntime's operator multiplies floats, more slowly than with float weights."""
+    (node,) = [node for node in BlockProducts()(product()).model.graph if node.op_type == "MatMulNBits"]
+    assert node.attributes["accuracy_level"].as_int() == 4
+
+
 def test_rows_of_block_products_are_independent():
     model = BlockProducts()(product()).model
     loud = X.copy()

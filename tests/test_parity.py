@@ -94,6 +94,7 @@ def test_long_clips_in_pieces_are_the_same(tiny_checkpoint, speech):
         assert snr_db(right, bad) < 80
 
 
+@pytest.mark.slow
 def test_every_broken_graph_is_refused_and_named(tiny_variant, reference, speech, tmp_path):
     """The whole list, on one graph each: every state ignored, lost, swapped; window, position, replicate, bias."""
     variant = tiny_variant(8)

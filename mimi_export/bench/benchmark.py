@@ -16,7 +16,7 @@ from mimi_export.artifact import MANIFEST_NAME, Artifact, load_artifact
 from mimi_export.bench.contenders import baseline_contenders, variant_contenders
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.report import as_json, markdown
-from mimi_export.bench.rounds import Plan, run_rounds
+from mimi_export.bench.rounds import Plan, no_progress, run_rounds
 from mimi_export.bench.targets import targets
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 from mimi_export.files import atomic_directory
@@ -48,7 +48,7 @@ def benchmark(
     peers_python: str | None = None,
     audio: NDArray[np.float32] | None = None,
     cache: Path | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Measure variants, the public design and other programs side by side.
 

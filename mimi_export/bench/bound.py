@@ -50,9 +50,7 @@ def state_shapes(
     most = geometry.sliding_window - 1
     past, present = (tokens, tokens + new) if growth == "unbounded" else (min(tokens, most), min(tokens + new, most))
     sizes: dict[int | str, int] = {BATCH: batch, PAST: past, PRESENT: present}
-    return {
-        state.name: (_sized(state.past_shape, sizes), _sized(state.present_shape, sizes)) for state in spec.states
-    }
+    return {state.name: (_sized(state.past_shape, sizes), _sized(state.present_shape, sizes)) for state in spec.states}
 
 
 def states_at(
@@ -114,9 +112,7 @@ class BoundGraph:
         self._session = session
         batch = data.shape[0]
         shapes = state_shapes(spec, geometry, batch, age_seconds, growth)
-        first = {
-            name: _value(array) for name, array in states_at(spec, geometry, batch, age_seconds, growth).items()
-        }
+        first = {name: _value(array) for name, array in states_at(spec, geometry, batch, age_seconds, growth).items()}
         second = dict(first)
         steady = all(past == present for past, present in shapes.values())
         for state in spec.states:

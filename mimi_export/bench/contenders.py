@@ -85,7 +85,9 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
     names = [directory.resolve().name for directory in directories]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two variant directories are called {name}; rename one, their rows could not be told apart")
+            raise ConfigError(
+                f"two variant directories are called {name}; rename one, their rows could not be told apart"
+            )
     for artifact in artifacts[1:]:
         _check_comparable(artifacts[0], artifact)
     return [

@@ -4,8 +4,10 @@
 
 speaks the line protocol of `worker`, with commands of its own, because a graph can be asked for more than a peer:
 
-    measure JSON    {"age_seconds", "batch", "calls", "ways": ["bare", "push"]} -> {"ms": {way: […]}, "cpu_ms": {way: […]}}
-    cost JSON       {"calls": [[age_seconds, batch], …]} -> {"costs": […], "operators": {name: ms}}
+    measure JSON    {"age_seconds", "batch", "calls", "ways": ["bare", "push"]}
+                    -> {"ms": {way: […]}, "cpu_ms": {way: […]}}
+    cost JSON       {"calls": [[age_seconds, batch], …]}
+                    -> {"costs": […], "operators": {name: ms}}
 
 `bare` is the session with everything bound (`bound`), `push` the runtime's stream; asked for together they take turns
 call by call. One call before the measured ones does not count. `cpu_ms` is the processor time of the whole process.
@@ -131,7 +133,9 @@ def serve_graph(worker: GraphWorker, facts: dict[str, Any], requests: IO[str], r
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
-    send({"ready": True, "commands": list(COMMANDS), "frames_per_call": 1, "note": "", **facts, "rss_bytes": rss_bytes()})
+    send(
+        {"ready": True, "commands": list(COMMANDS), "frames_per_call": 1, "note": "", **facts, "rss_bytes": rss_bytes()}
+    )
     for line in requests:
         if line.strip() == "quit":
             return

@@ -112,7 +112,9 @@ def _streaming(
     """A run that reads all matrices once, as inputs, so that nothing is packed or copied before."""
     vector = operator == "MatMul"
     nodes = [
-        helper.make_node(operator, ["x", name] if vector else [name], [f"y{name}"], **({} if vector else {"keepdims": 0}))
+        helper.make_node(operator, ["x", name], [f"y{name}"])
+        if vector
+        else helper.make_node(operator, [name], [f"y{name}"], keepdims=0)
         for name in matrices
     ]
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [side, side]) for name in matrices]
@@ -126,9 +128,7 @@ def _streaming(
     return _bound(helper.make_graph(nodes, operator, inputs, outputs), values, threads)
 
 
-def _product(
-    rows: int, weights: list[NDArray[Any]], threads: int, rng: np.random.Generator
-) -> Callable[[], object]:
+def _product(rows: int, weights: list[NDArray[Any]], threads: int, rng: np.random.Generator) -> Callable[[], object]:
     """A run that multiplies `rows` rows by each of the weights, which are constants and so packed at load."""
     side, integer = weights[0].shape[0], weights[0].dtype == np.int8
     kinds = (TensorProto.UINT8, TensorProto.INT32) if integer else (TensorProto.FLOAT, TensorProto.FLOAT)

@@ -276,7 +276,7 @@ def _onnx_program(module: PublicGraph, opset: int) -> ir.Model:
             verbose=False,
             optimize=True,
         )
-    model: ir.Model = program.model  # type: ignore[union-attr]
+    model: ir.Model = program.model
     return model
 
 

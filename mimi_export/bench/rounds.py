@@ -31,6 +31,10 @@ CLIP_FRAMES = 125  # a call of a contender without streaming: 10 s
 _COMMANDS: dict[GraphKind, str] = {"encoder": "encode", "decoder": "decode"}
 
 
+def no_progress(*_: object) -> None:
+    """Take a report of progress and do nothing."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is measured.
@@ -124,7 +128,7 @@ def run_rounds(
     contenders: Sequence[Contender],
     plan: Plan,
     audio: Path | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = no_progress,
 ) -> Results:
     """Measure all contenders.
 
@@ -197,9 +201,16 @@ def _start(
             continue
         results.facts.append(
             Fact(
-                contender.name, direction, threads, ready.version, ready.note, ready.load_seconds,
-                ready.import_seconds, ready.rss_bytes, contender.file_bytes(direction),
-            )  # fmt: skip
+                contender.name,
+                direction,
+                threads,
+                ready.version,
+                ready.note,
+                ready.load_seconds,
+                ready.import_seconds,
+                ready.rss_bytes,
+                contender.file_bytes(direction),
+            )
         )
         running.append(_Running(contender, process))
     return running
@@ -243,9 +254,17 @@ def _measure(
         used = processor.get((name, way))
         results.measurements.append(
             Measurement(
-                name, contender.group, direction, way, threads, batch, None if way == "clip" else age,
-                summarise(times, frames), None if used is None else summarise(used, frames), memory[name],
-            )  # fmt: skip
+                name,
+                contender.group,
+                direction,
+                way,
+                threads,
+                batch,
+                None if way == "clip" else age,
+                summarise(times, frames),
+                None if used is None else summarise(used, frames),
+                memory[name],
+            )
         )
 
 
@@ -269,9 +288,7 @@ def _ask_peer(entry: _Running, plan: Plan, direction: GraphKind, first: bool) ->
     return {"ms": {way: reply["ms"][skip:]}, "cpu_ms": used, "rss_bytes": reply["rss_bytes"]}
 
 
-def _count(
-    running: Sequence[_Running], plan: Plan, direction: GraphKind, results: Results, progress: Progress
-) -> None:
+def _count(running: Sequence[_Running], plan: Plan, direction: GraphKind, results: Results, progress: Progress) -> None:
     """Ask every graph what its calls read and compute."""
     graphs = [entry for entry in running if entry.is_graph]
     calls = plan.cells(plan.threads[0])

@@ -137,7 +137,8 @@ class _Run:
                     ratio = old.wall.p50 / young.wall.p50
                     worst = max(worst or (0.0, ""), (ratio, f"{contender.name}, {direction}"))
         name = "latency at 10 min over latency at 2 s, the worst of our graphs"
-        return Target(name, 1.05, 1.0, *(worst or (None, "")), at_most=True)
+        measured, detail = worst or (None, "")
+        return Target(name, 1.05, 1.0, measured, detail, at_most=True)
 
     def _streams(self) -> Target:
         found = [
@@ -147,7 +148,8 @@ class _Run:
             and entry.batch == STREAM_BATCH and entry.threads == self._threads
         ]  # fmt: skip
         name = f"encoder streams in real time per core, batch {STREAM_BATCH}, the best variant"
-        return Target(name, 8.0, 16.0, *(max(found) if found else (None, "")))
+        measured, detail = max(found) if found else (None, "")
+        return Target(name, 8.0, 16.0, measured, detail)
 
     def _bandwidth(self, direction: GraphKind) -> Target:
         name = f"ring int8, part of the weight-bandwidth limit reached, {direction}"
@@ -170,7 +172,8 @@ class _Run:
                 ratio = pushed.wall.p50 / bare.wall.p50 - 1
                 worst = max(worst or (-1.0, ""), (ratio, f"{pushed.contender}, {pushed.direction}"))
         name = "runtime over the bare session with bound buffers, the worst of our graphs"
-        return Target(name, 0.03, None, *(worst or (None, "")), at_most=True)
+        measured, detail = worst or (None, "")
+        return Target(name, 0.03, None, measured, detail, at_most=True)
 
     def _fastest(self, fits: _Fits, direction: GraphKind, age: float) -> Measurement | None:
         found = [self._find(contender.name, direction, age) for contender in self._ours if fits(contender)]

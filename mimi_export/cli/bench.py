@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     directories: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="Variant directories; without one, those in artifacts/ with 8 codebooks."),
+        typer.Argument(metavar="[DIR]...", help="Variant directories [default: those in artifacts/ with 8 codebooks]."),
     ] = None,
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Recording for the encoders [default: generated].")
@@ -37,7 +37,8 @@ def bench(
         str, typer.Option("--batches", metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
     ] = "1,4,16",
     threads: Annotated[
-        str, typer.Option("--threads", metavar="N,…", help="Threads; all situations with the first, one with the others.")
+        str,
+        typer.Option("--threads", metavar="N,…", help="Threads; everything with the first, one row with each other."),
     ] = "1",
     model: Annotated[
         str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,9 +142,14 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is unchanged, and replace what `build` did not make.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Measure each new variant; one that misses a budget is not good.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Build the configured variants; what is built already and unchanged is used again.
+
+    Each is measured against batch PyTorch on 16 s of generated sound and must meet the budgets of its configuration.
 
     \b
       mimi-export build
@@ -156,9 +162,15 @@ def build(
     variants = load_variants(find_configs(configs))
     with needs_extra("export", "mimi-export build"):
         from mimi_export.build import build as build_variants
-        from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.checkpoint import Checkpoint, load_checkpoint
         from mimi_export.convert import CONVERTERS
+        from mimi_export.parity.gate import ParityGate
     with Steps() as steps:
+
+        @lru_cache(maxsize=1)
+        def load(name: str, wanted: str | None) -> Checkpoint:
+            return load_checkpoint(name, wanted, progress=steps.advance)
+
         built = build_variants(
             variants,
             names or [],
@@ -167,8 +179,9 @@ def build(
             revision=revision,
             force=force,
             converters=CONVERTERS,
+            check=ParityGate(variants, load, model, revision, steps.step) if check else None,
             progress=steps.step,
-            load=lambda model, revision: load_checkpoint(model, revision, progress=steps.advance),
+            load=load,
         )
     if json:
         records: list[dict[str, Any]] = [

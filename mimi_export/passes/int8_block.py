@@ -119,8 +119,9 @@ class BlockProducts(ir.passes.FunctionalPass):
 
     def _pack(self, rounded: Rounded) -> NDArray[np.uint8]:
         """Unsigned codes, zero at the middle; of 4 bits the first of two in the lower half of a byte."""
-        codes = (rounded.codes.astype(np.int16) + 2 ** (self.bits - 1)).astype(np.uint8)
+        codes: NDArray[np.uint8] = (rounded.codes.astype(np.int16) + 2 ** (self.bits - 1)).astype(np.uint8)
         if self.bits == 8:
             return codes
         low, high = codes[..., 0::2], codes[..., 1::2]
-        return (low | high << 4).astype(np.uint8)
+        packed: NDArray[np.uint8] = (low | high << 4).astype(np.uint8)
+        return packed

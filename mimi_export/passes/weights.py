@@ -9,7 +9,6 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-
 SCALES = ".scales"  # ends the name of what a rounded weight is multiplied with; passes leave these alone
 
 

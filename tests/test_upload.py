@@ -1,0 +1,315 @@
+"""Publishing, against a server that speaks the Hub's protocol: what is sent, what is refused, and every kind of fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from hub_server import TOKEN, card_errors
+from publishing import REPO, Publication, local_hub, publication, whole_clips_from
+
+from mimi_export.batch import export_batch
+from mimi_export.batch_check import check_batch
+from mimi_export.cli import main
+from mimi_export.convert import Fp16Options, Int8Options, convert
+
+
+@pytest.fixture(scope="module")
+def published(tiny_checkpoint, tiny_variant, tmp_path_factory) -> Publication:
+    folder = tmp_path_factory.mktemp("published")
+    return publication(folder, tiny_checkpoint, {"streaming-8cb": tiny_variant(8)})
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with local_hub(monkeypatch, tmp_path / "cache") as server:
+        yield server
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command here; exit code, stdout and the last line of stderr. The token is never shown."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert TOKEN not in captured.out + captured.err
+        assert "Traceback" not in captured.err
+        lines = [line for line in captured.err.splitlines() if not line.startswith("[")]
+        assert len(lines) == (code != 0), captured.err
+        return code, captured.out, lines[-1] if lines else ""
+
+    return run
+
+
+def command(published: Publication, *more: str) -> list:
+    return ["upload", *published.directories, "--repo-id", REPO, *more]
+
+
+# --- what is sent
+
+
+def test_dry_run_changes_nothing(published, hub, cli):
+    code, out, _ = cli(*command(published, "--json"))
+    plan = json.loads(out)
+    assert code == 0
+    assert hub.repos == {}
+    assert not hub.sent("POST")
+    assert not hub.sent("PUT")
+    assert not plan["exists"]
+    assert plan["published"] is None
+    assert {file["status"] for file in plan["files"]} == {"new"}
+    manifest = json.loads((published.directories[0] / "manifest.json").read_text())
+    wanted = {f"streaming-8cb/{name}": entry["sha256"] for name, entry in manifest["files"].items()}
+    found = {file["name"]: file["sha256"] for file in plan["files"]}
+    assert wanted.items() <= found.items()
+    assert found.keys() - wanted.keys() == {"README.md", "parity_report.json", "streaming-8cb/manifest.json"}
+    assert plan["bytes_to_send"] == sum(file["bytes"] for file in plan["files"])
+
+
+def test_upload_then_nothing_to_send_then_one_change(published, hub, cli, tmp_path):
+    code, out, _ = cli(*command(published, "--yes", "--json"))
+    result = json.loads(out)
+    assert code == 0
+    assert result["published"]["sent"] == result["files_to_send"] == len(result["files"])
+    assert result["published"]["verified"] == len(result["files"])
+    files = hub.repos[REPO].files()
+    for name in ("encoder_model.onnx", "decoder_model.onnx", "state_spec.txt", "manifest.json"):
+        assert files[f"streaming-8cb/{name}"] == (published.directories[0] / name).read_bytes()
+    assert [title for title, _ in hub.repos[REPO].commits.values()] == ["initial commit", "Publish streaming-8cb"]
+    assert card_errors(files["README.md"].decode()) == []
+    assert not hub.repos[REPO].private
+
+    hub.requests.clear()
+    code, out, _ = cli(*command(published, "--yes", "--json"))
+    again = json.loads(out)
+    assert code == 0
+    assert {file["status"] for file in again["files"]} == {"unchanged"}
+    assert (again["published"]["sent"], again["published"]["bytes_sent"]) == (0, 0)
+    assert not hub.sent("PUT")
+    assert not hub.sent("POST")
+    assert len(hub.repos[REPO].commits) == 2
+
+    from mimi_export.hub.client import Client
+    from mimi_export.hub.plan import LocalFile
+
+    Client(REPO).commit([LocalFile.of_text("README.md", "---\nlicense: mit\n---\n")], "edit", None, None, False)
+    hub.requests.clear()
+    code, out, _ = cli(*command(published, "--yes", "--json"))
+    third = json.loads(out)
+    assert [file["name"] for file in third["files"] if file["status"] == "changed"] == ["README.md"]
+    assert third["published"]["sent"] == 1
+    assert not hub.sent("PUT")
+
+
+def test_private_and_branch(published, hub, cli):
+    assert cli(*command(published, "--yes", "--private", "--revision", "next"))[0] == 0
+    repo = hub.repos[REPO]
+    assert repo.private
+    assert set(repo.files()) == {".gitattributes"}
+    assert "streaming-8cb/manifest.json" in repo.files("next")
+    hub.requests.clear()
+    assert cli(*command(published, "--yes", "--private", "--revision", "next"))[0] == 0
+    assert not hub.sent("POST")
+    repo.private = False
+    code, _, error = cli(*command(published, "--yes", "--private"))
+    assert code == 11
+    assert "is public" in error
+
+
+def test_pull_request_once(published, hub, cli):
+    for _ in range(2):
+        code, out, _ = cli(*command(published, "--yes", "--pr", "--json"))
+        assert code == 0
+        assert json.loads(out)["published"]["revision"] == "refs/pr/1"
+        repo = hub.repos[REPO]
+        assert set(repo.files()) == {".gitattributes"}
+        assert "streaming-8cb/encoder_model.onnx" in repo.files("refs/pr/1")
+        assert len(repo.requests) == 1
+
+
+# --- what is refused before anything is sent
+
+
+def test_refuses_files_that_no_report_vouches_for(published, hub, cli, tmp_path):
+    directory = tmp_path / "streaming-8cb"
+    shutil.copytree(published.directories[0], directory)
+    arguments = ["upload", directory, "--repo-id", REPO, "--yes"]
+    code, _, error = cli(*arguments)
+    assert code == 1
+    assert "no parity report" in error
+
+    report = json.loads(published.report.read_text())
+    failing = tmp_path / "failing.json"
+    report["variants"][0]["passed"] = report["variants"][0]["checks"][0]["passed"] = False
+    failing.write_text(json.dumps(report))
+    code, _, error = cli(*arguments, "--report", failing)
+    assert code == 1
+    assert "did not pass" in error
+    assert "equal codes" in error
+
+    other = tmp_path / "other.json"
+    report = json.loads(published.report.read_text())
+    report["variants"][0]["files"]["decoder_model.onnx"]["sha256"] = "0" * 64
+    other.write_text(json.dumps(report))
+    code, _, error = cli(*arguments, "--report", other)
+    assert code == 1
+    assert "for other files: decoder_model.onnx" in error
+
+    with (directory / "decoder_model.onnx").open("r+b") as file:
+        file.write(b"\xff")
+    code, _, error = cli(*arguments, "--report", published.report)
+    assert code == 5
+    assert "was changed" in error
+
+    unreadable = tmp_path / "unreadable.json"
+    unreadable.write_text("{")
+    assert cli(*command(published, "--report", str(unreadable)))[0] == 5
+    assert not hub.requests
+
+
+def test_refuses_bad_names_and_doubles(published, hub, cli):
+    assert cli("upload", *published.directories, "--repo-id", "no slash")[0] == 3
+    assert cli("upload", *published.directories, "--repo-id", "mimi")[0] == 3
+    code, _, error = cli("upload", *published.directories, *published.directories, "--repo-id", REPO)
+    assert code == 5
+    assert "would both go to" in error
+    assert not hub.requests
+
+
+def test_needs_a_token(published, hub, cli, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert cli(*command(published))[0] == 0, "a plan for a public repository needs none"
+    code, _, error = cli(*command(published, "--yes"))
+    assert code == 11
+    assert "HF_TOKEN" in error
+    assert hub.repos == {}
+
+
+# --- faults
+
+PUT, COMMIT, ENCODER = ("PUT", "^/lfs/"), ("POST", "/commit/"), ("GET", "/resolve/.*encoder_model.onnx")
+
+# name: fault, exit code, words of the message, commits afterwards. Whatever happened, the same command then succeeds.
+FAULTS = {
+    "401": (("GET", "whoami"), {"status": 401}, 11, "does not accept the token (401)", 0),
+    "403": (("POST", "repos/create"), {"status": 403}, 11, "may not do this (403)", 0),
+    "404": (COMMIT, {"status": 404}, 11, "(404)", 1),
+    "409": (COMMIT, {"status": 409}, 11, "somebody else changed", 1),
+    "412": (COMMIT, {"status": 412}, 11, "somebody else changed", 1),
+    "500 for a file, then success": (PUT, {"status": 500}, 0, "", 2),
+    "500 for the commit, then success": (COMMIT, {"status": 500}, 0, "", 2),
+    "500 after the commit was made": (COMMIT, {"status": 500, "after": True}, 0, "", 2),
+    "500 for ever": (COMMIT, {"status": 500, "times": 3}, 11, "the Hub failed (500)", 1),
+    "cut within a file": (PUT, {"cut": 1000}, 0, "", 2),
+    "cut within the commit": (COMMIT, {"cut": 100}, 0, "", 2),
+    "cut before the commit's answer": (COMMIT, {"cut": 0, "after": True}, 0, "", 2),
+    "cut for ever": (COMMIT, {"cut": 0, "times": 3}, 11, "connection", 1),
+    "cut within a download": (ENCODER, {"cut": 1000}, 0, "", 2),
+    "another file comes back": (ENCODER, {"corrupt": True}, 11, "gave back another streaming-8cb/enc", 2),
+    "the card is refused": (("POST", "validate-yaml"), {"status": 400}, 11, "400", 1),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault(published, hub, cli, name):
+    (method, path), what, wanted, words, commits = FAULTS[name]
+    hub.fault(method, path, **what)
+    code, _, error = cli(*command(published, "--yes"))
+    assert code == wanted, error
+    assert words in error
+    repo = hub.repos.get(REPO)
+    assert (len(repo.commits) if repo else 0) == commits
+    if repo is not None:
+        assert set(repo.files()) in ({".gitattributes"}, {".gitattributes", *expected_names(published)}), "half a commit"
+    hub.faults.clear()
+    arrived = set(hub.storage)
+    hub.requests.clear()
+    assert cli(*command(published, "--yes"))[0] == 0
+    assert expected_names(published) <= set(hub.repos[REPO].files())
+    assert len(hub.repos[REPO].commits) == 2
+    resent = {path.rpartition("/")[2] for path, _ in hub.sent("PUT")} & arrived
+    assert not resent, "a large file that had arrived was sent again"
+
+
+def expected_names(published: Publication) -> set[str]:
+    manifest = json.loads((published.directories[0] / "manifest.json").read_text())
+    return {"README.md", "parity_report.json", "streaming-8cb/manifest.json"} | {
+        f"streaming-8cb/{name}" for name in manifest["files"]
+    }
+
+
+def test_wrong_content_is_refused_by_the_server(published, hub, cli, monkeypatch):
+    """A large file that changes between hashing and sending does not get into the repository."""
+    from huggingface_hub import lfs
+
+    honest = lfs._upload_single_part
+
+    def lying(operation, upload_url):
+        digit = upload_url[-1]
+        honest(operation, upload_url[:-1] + ("0" if digit != "0" else "1"))
+
+    monkeypatch.setattr(lfs, "_upload_single_part", lying)
+    code, _, error = cli(*command(published, "--yes"))
+    assert code == 11
+    assert "SHA-256" in error
+    assert set(hub.repos[REPO].files()) == {".gitattributes"}
+
+
+# --- the whole thing, in a process of its own
+
+
+def program(hub, home, *arguments):
+    environment = {**os.environ, **hub.environment, "HF_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(
+        [sys.executable, "-m", "mimi_export.cli", *map(str, arguments)],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert TOKEN not in run.stdout + run.stderr
+    return run
+
+
+def test_all_variants_in_a_process_of_their_own(tiny_checkpoint, tiny_variant, hub, tmp_path, monkeypatch):
+    """Streaming variants of all precisions and a whole-clip directory; `verify` on a copy fetched independently."""
+    for name, options in {"fp16": Fp16Options(), "int8": Int8Options()}.items():
+        convert(tiny_variant(8), tmp_path / "made" / name, options)
+    variants = {
+        "streaming-8cb": tiny_variant(8),
+        "streaming-16cb": tiny_variant(16),
+        "streaming-8cb-fp16": tmp_path / "made" / "fp16",
+        "streaming-8cb-int8": tmp_path / "made" / "int8",
+    }
+    published = publication(tmp_path / "publish", tiny_checkpoint, variants)
+    batch = tmp_path / "batch"
+    monkeypatch.setattr(tiny_checkpoint, "source", "kyutai/mimi")
+    whole_clips_from(monkeypatch, tiny_variant(8))
+    export_batch(tiny_checkpoint, batch, 8, check=lambda directory: check_batch(tiny_checkpoint, directory))
+    arguments = ["upload", *published.directories, batch, "--repo-id", REPO]
+
+    dry = program(hub, tmp_path / "home", "-v", *arguments)
+    assert dry.returncode == 0, dry.stderr
+    assert "dry run" in dry.stdout
+    assert hub.repos == {}
+    sent = program(hub, tmp_path / "home", "-v", *arguments, "--yes")
+    assert sent.returncode == 0, sent.stderr
+    files = hub.repos[REPO].files()
+    assert {"config.json", "preprocessor_config.json", "onnx/encoder_model.onnx", "README.md"} <= files.keys()
+    before = len(hub.sent("PUT"))
+    again = program(hub, tmp_path / "home", *arguments, "--yes", "--no-verify")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to send" in again.stdout
+    assert len(hub.sent("PUT")) == before
+
+    copy = tmp_path / "copy"
+    for name, content in files.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    for name in variants:
+        assert main(["inspect", "--verify", str(copy / name)]) == 0
