@@ -75,9 +75,8 @@ bench-peers:  ## an environment of its own with moshi and rustymimi, for make be
 
 test-compat:  ## the fast tests against an old transformers that is still a correct reference
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	sed -e '/^transformers==/d' -e '/^huggingface_hub==/d' constraints.txt > $(COMPAT)/constraints.txt
-	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/constraints.txt torch
-	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/constraints.txt --editable '.[export,dev]' 'transformers==5.5.*'
+	$(COMPAT)/bin/python -m pip install --quiet torch==2.13.0
+	$(COMPAT)/bin/python -m pip install --quiet --editable '.[export,dev]' 'transformers==5.5.*' torch==2.13.0
 	$(COMPAT)/bin/python -m pytest -m "not slow"
 
 node-deps:  ## the npm packages of the Node tests, as locked
