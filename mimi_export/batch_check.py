@@ -6,6 +6,7 @@ streaming variant and for these files reads alike. The clips have lengths that a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 CLIP_SECONDS = (11.05, 0.7)  # longer than the attention window of 10 s; and short
 BUDGETS = {
     "fp32": (
-        Budget("code_agreement_percent", 100.0, None, "the graphs compute what PyTorch computes; only rounding differs"),
+        Budget("code_agreement_percent", 100.0, None, "they compute what PyTorch computes; only rounding differs"),
         Budget("code_tie_percent", None, 0.1, "rounding decides about one frame in 500"),
         Budget("decoder_snr_db", 110.0, None, "float32 sums in another order leave more than 115 dB"),
     ),
@@ -72,7 +73,7 @@ def check_batch(
     }
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (Path(directory) / BATCH_REPORT).write_text(text, encoding="utf-8")
-    missed = [f"{record['name']}: {check['line']}" for record in records for check in record["checks"] if not check["passed"]]
+    missed = [f"{record['name']}: {check['line']}" for record in records for check in _missed(record)]
     if missed:
         raise ParityError("; ".join(missed))
     return records
@@ -84,7 +85,8 @@ def _measure(
     """The record of one data type."""
     files = manifest.dtypes[dtype]
     encoder, decoder = (_Graph(directory / files[kind]) for kind in GRAPH_KINDS)
-    everything, shown = Agreement(), []
+    everything = Agreement()
+    shown: list[Json] = []
     for clip in clips:
         progress(f"{dtype}: {clip.name}")
         truth = reference.clip(clip)
@@ -130,14 +132,16 @@ def _measure(
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
         "explanations": [],
-        "files": {
-            name: {"bytes": manifest.files[name].bytes, "sha256": manifest.files[name].sha256} for name in files.values()
-        },
+        "files": {name: dataclasses.asdict(manifest.files[name]) for name in files.values()},
         "bitrate": frame_rate * bits * manifest.num_codebooks,
         "codes": _agreement(everything),
         "clips": shown,
         "tools": {"mimi-export": __version__, "onnxruntime": ort.__version__},
     }
+
+
+def _missed(record: Json) -> list[Json]:
+    return [check for check in record["checks"] if not check["passed"]]
 
 
 class _Graph:

@@ -2,6 +2,8 @@
 
     batch.json     what made the files; size and SHA-256 of each
     parity.json    the parity report of exactly these files, one record for each data type
+
+Reading needs the standard library only, so a download can be checked with the base install.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class HubServer:
     @property
     def environment(self) -> dict[str, str]:
         """For a client's process."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, **switches}
 
     def fault(self, method: str, path: str, **what: object) -> None:
         """Let the next request (or `times`) whose path matches go wrong; all arguments are those of `Fault`."""
@@ -158,10 +159,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._handle()
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - the names are the base class's
 
     def _handle(self) -> None:
         parts = urlsplit(self.path)
@@ -245,13 +246,14 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(body)
         owner = wanted["organization"] or USER
         if owner != USER:
-            return _refusal(403, "Forbidden", f"You don't have the rights to create a model under the namespace {owner}")
+            return _refusal(403, "Forbidden", f"no right to create a model under the namespace {owner}")
         name = f"{owner}/{wanted['name']}"
         url = {"url": f"{self.hub.endpoint}/{name}", "name": name}
         if name in self.hub.repos:
             return _refusal(409, "Conflict", "You already created this model repo", **url)
-        repo = self.hub.repos[name] = Repo(private=wanted.get("visibility") == "private" or wanted.get("private", False))
-        repo.add("main", "initial commit", {".gitattributes": Blob(b"*.onnx filter=lfs diff=lfs merge=lfs -text\n", False)})
+        repo = self.hub.repos[name] = Repo(private=wanted.get("visibility") == "private")
+        attributes = Blob(b"*.onnx filter=lfs diff=lfs merge=lfs -text\n", False)
+        repo.add("main", "initial commit", {".gitattributes": attributes})
         return _json(url)
 
     def validate_card(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -270,7 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         oid = repo.find(revision or "main")
         if oid is None:
             return _refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return _json({"_id": "1", "id": name, "modelId": name, "sha": oid, "private": repo.private, "siblings": [], "tags": []})
+        known = {"_id": "1", "id": name, "modelId": name, "siblings": [], "tags": []}
+        return _json({**known, "sha": oid, "private": repo.private})
 
     def tree(self, _: bytes, name: str, revision: str) -> tuple[int, dict[str, str], bytes]:
         repo = self._repo(name)
@@ -356,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif value["oid"] in self.hub.storage:
                 files[value["path"]] = Blob(self.hub.storage[value["oid"]], True)
             else:
-                return _refusal(400, "BadRequest", f"LFS pointer of {value['path']} points to an object that is not there")
+                return _refusal(400, "BadRequest", f"the large file {value['path']} was not uploaded")
         title = header["value"]["summary"]
         answer: dict[str, object] = {"success": True, "hookOutput": ""}
         if self.query.get("create_pr") == "1":

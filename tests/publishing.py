@@ -68,8 +68,8 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer
     """A server, and this process's `huggingface_hub` talking to it without pauses, logged in, with its own cache."""
     with HubServer() as hub:
         constants = huggingface_hub.constants
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(constants.ENDPOINT, hub.endpoint))
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))

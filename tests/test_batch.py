@@ -96,8 +96,8 @@ def test_graphs_have_nothing_but_the_data(tiny_batch):
         def shapes(values):
             return [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values]
 
-        found = ([v.name for v in graph.input], shapes(graph.input), [v.name for v in graph.output], shapes(graph.output))
-        assert found == wanted
+        names = [[value.name for value in values] for values in (graph.input, graph.output)]
+        assert (names[0], shapes(graph.input), names[1], shapes(graph.output)) == wanted
         assert not any(initializer.external_data for initializer in graph.initializer)
         props = {entry.key: entry.value for entry in model.metadata_props}
         assert props["layout"] == "batch"

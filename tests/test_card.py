@@ -121,7 +121,8 @@ def test_variants_equal_the_manifests(card, published):
     for row, path in zip(rows, streaming, strict=True):
         manifest = json.loads((path / "manifest.json").read_text())
         for kind in GRAPH_KINDS:
-            assert float(row[f"{kind} MiB"]) == pytest.approx((path / f"{kind}_model.onnx").stat().st_size / 2**20, abs=0.05)
+            size = (path / f"{kind}_model.onnx").stat().st_size
+            assert float(row[f"{kind} MiB"]) == pytest.approx(size / 2**20, abs=0.05)
         assert row["codebooks"] == str(manifest["num_codebooks"])
         assert row["precision"] == manifest["precision"]
         assert row["layout"] == manifest["layout"]
@@ -289,7 +290,7 @@ def test_whole_clip_program_runs(card, published, tmp_path):
     setup = "import { env } from '@huggingface/transformers';\nenv.allowRemoteModels = false;\n"
     (tmp_path / "setup.mjs").write_text(f"{setup}env.localModelPath = {json.dumps(f'{tmp_path}/')};\n")
     run = run_node("--import", "./setup.mjs", "program.mjs", cwd=tmp_path)
-    assert run.stdout.split() == "[ 1, 8, 38 ] [ 1, 1, 72960 ]".split()
+    assert " ".join(run.stdout.split()) == "[ 1, 8, 38 ] [ 1, 1, 72960 ]"
 
 
 @pytest.mark.parametrize("language", ["rust", "csharp"])
@@ -298,8 +299,9 @@ def test_other_programs_use_the_contract(card, published, language):
     (program,) = programs(card, language)
     manifest = load_artifact(published.folder / "streaming-8cb").manifest
     encoder = manifest.spec("encoder")
+    code = re.sub(r"'.'", "", program)  # characters
     for opening, closing in ("()", "[]", "{}"):
-        assert program.count(opening) == program.count(closing)
+        assert code.count(opening) == code.count(closing)
     assert "mimi/streaming-8cb" in program
     assert "@" not in program, "a word of the template was not filled in"
     assert str(manifest.geometry.frame_size) in program

@@ -221,7 +221,7 @@ def test_export(cli, tmp_path, monkeypatch):
         *("small", 4, "window", None),
     )
     assert result["source"]["model"] == "synthetic:tiny"
-    assert set(result["files"]) == {"encoder_model.onnx", "decoder_model.onnx", "state_spec.txt"}
+    assert set(result["files"]) == {"encoder_model.onnx", "decoder_model.onnx", "state_spec.txt", "golden.safetensors"}
     assert "tracing the encoder" in err
     manifest = load_artifact("artifacts/small", verify_hashes=True).manifest
     assert (manifest.name, manifest.num_codebooks) == ("small", 4)

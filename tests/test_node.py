@@ -57,7 +57,6 @@ def check_whole_clip(directory, checkpoint, samples, num_codebooks, folder):
     reference = upstream.encode(model, padded, num_codebooks)
     codes, audio = whole_clip(directory, "fp32", samples, folder)
     match = match_codes(model, latents, reference.numpy(), codes)
-    print("transformers.js:", match)
     assert match.wrong == 0, match
     assert match.ties <= 0.001 * match.total, match
     wanted = upstream.decode(model, torch.from_numpy(codes)).numpy()[0, 0]
@@ -104,7 +103,6 @@ def check_stream(directory, samples, folder, frames_per_call, layers, heads, hea
     codes, audio = read_output(folder / "out")
     codec = load(directory)
     wanted = codec.encoder.stream().push(samples)
-    print(f"onnxruntime-node: {(codes != wanted).sum()} of {codes.size} codes differ")
     np.testing.assert_array_equal(codes, wanted)
     assert snr(codec.decoder.stream().push(codes)[0], audio) >= DECODER_SNR
 

@@ -133,6 +133,8 @@ def baseline_contenders(
     """
     if not (public or peers or peers_python):
         return []
+    if peers_python is not None and shutil.which(peers_python) is None:
+        raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
     from mimi_export.bench.public_design import NAME, export_public_design
     from mimi_export.checkpoint import load_checkpoint
     from mimi_export.kyutai import save_kyutai
@@ -166,8 +168,6 @@ def baseline_contenders(
                 checkpoint.model.save_pretrained(temporary)
         found += [Contender(name, "peer", None, weights, num_codebooks=num_codebooks) for name in OWN_PYTHON_PEERS]
     if peers_python is not None:
-        if shutil.which(peers_python) is None:
-            raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
         folder.mkdir(parents=True, exist_ok=True)
         kyutai = folder / _KYUTAI
         if not kyutai.exists():

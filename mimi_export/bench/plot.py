@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 _MARKS = "osD^vPX<>*"
 
@@ -56,6 +57,7 @@ def _latency(axes: Axes, records: list[dict[str, Any]], style: dict[str, Any], f
     axes.set(xscale="log", yscale="log", xlabel="age of the stream, s", ylabel="median of a frame, ms")
     axes.set_xticks(sorted({record["age_seconds"] for record in records}))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.2)

@@ -18,7 +18,8 @@ The JSON object (times in milliseconds a frame, of all rows of a batch together;
                                     the larger of reading and computing
     operators                       contender, direction, and milliseconds by kind of operator
     skipped                         reason by contender
-    targets                         name, must, aim, measured, verdict, detail, at_most
+    targets                         name, must, aim, measured, processor (the same of processor times), verdict,
+                                    detail, at_most
 """
 
 from __future__ import annotations
@@ -226,9 +227,9 @@ def _targets(report: dict[str, Any]) -> Table:
     for target in report["targets"]:
         sign = "≤" if target["at_most"] else "≥"
         bounds = ["–" if target[word] is None else f"{sign} {target[word]:g}" for word in ("must", "aim")]
-        measured = "–" if target["measured"] is None else f"{target['measured']:.3g}"
-        rows.append((target["name"], *bounds, measured, target["verdict"], target["detail"]))
-    return "targets", ("target", "must", "aim", "measured", "verdict", "what"), rows
+        measured = ["–" if target[word] is None else f"{target[word]:.3g}" for word in ("measured", "processor")]
+        rows.append((target["name"], *bounds, *measured, target["verdict"], target["detail"]))
+    return "targets", ("target", "must", "aim", "measured", "by cpu", "verdict", "what"), rows
 
 
 def _percent(fraction: float | None) -> str:

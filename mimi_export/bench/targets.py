@@ -7,7 +7,7 @@ several variants of a kind took part the fastest stands for them; a ring counts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mimi_export.bench.contenders import PUBLIC, Contender
 from mimi_export.bench.cost import Cost
@@ -25,7 +25,8 @@ _Fits = Callable[[Contender], bool]
 class Target:
     """One promise: `measured` should be at least (or, with `at_most`, at most) `must` and ideally `aim`.
 
-    `measured` is `None` where this run did not measure it. `detail` names what was compared.
+    `measured` is `None` where this run did not measure it. `detail` names what was compared. `processor` is the same
+    ratio of processor times instead of times on the wall: where the two differ much, other programs disturbed the run.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Target:
     measured: float | None
     detail: str
     at_most: bool = False
+    processor: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -73,13 +75,23 @@ def targets(
         machine: limits with one thread.
         frame_ms: length of a frame.
     """
-    return list(_Run(contenders, results, plan, machine, frame_ms).targets())
+    wall, processor = (
+        _Run(contenders, results, plan, machine, frame_ms, clock).targets() for clock in ("wall", "processor")
+    )
+    return [replace(target, processor=other.measured) for target, other in zip(wall, processor, strict=True)]
 
 
 class _Run:
     def __init__(
-        self, contenders: Sequence[Contender], results: Results, plan: Plan, machine: Machine, frame_ms: float
+        self,
+        contenders: Sequence[Contender],
+        results: Results,
+        plan: Plan,
+        machine: Machine,
+        frame_ms: float,
+        clock: str,
     ) -> None:
+        self._clock = clock
         self._ours = [contender for contender in contenders if contender.group == "ours"]
         self._results = results
         self._machine = machine
@@ -123,8 +135,8 @@ class _Run:
     ) -> Target:
         if mine is None or theirs is None:
             return Target(name, must, aim, None, "")
-        detail = f"{mine.contender} {mine.wall.p50:.2f} ms, {theirs.contender} {theirs.wall.p50:.2f} ms"
-        return Target(name, must, aim, theirs.wall.p50 / mine.wall.p50, detail)
+        detail = f"{mine.contender} {self._ms(mine):.2f} ms, {theirs.contender} {self._ms(theirs):.2f} ms"
+        return Target(name, must, aim, self._ms(theirs) / self._ms(mine), detail)
 
     def _ageing(self) -> Target:
         """The worst of all our graphs: time at ten minutes over time at two seconds."""
@@ -134,7 +146,7 @@ class _Run:
                 young = self._find(contender.name, direction, YOUNG)
                 old = self._find(contender.name, direction, OLD)
                 if young is not None and old is not None:
-                    ratio = old.wall.p50 / young.wall.p50
+                    ratio = self._ms(old) / self._ms(young)
                     worst = max(worst or (0.0, ""), (ratio, f"{contender.name}, {direction}"))
         name = "latency at 10 min over latency at 2 s, the worst of our graphs"
         measured, detail = worst or (None, "")
@@ -142,10 +154,10 @@ class _Run:
 
     def _streams(self) -> Target:
         found = [
-            (entry.streams_per_core(self._frame_ms), entry.contender)
+            (entry.batch * self._frame_ms / self._ms(entry) / entry.threads, entry.contender)
             for entry in self._results.measurements
             if entry.group == "ours" and entry.way == "bare" and entry.direction == "encoder"
-            and entry.batch == STREAM_BATCH and entry.threads == self._threads
+            and entry.batch == STREAM_BATCH and entry.threads == self._threads and self._known(entry)
         ]  # fmt: skip
         name = f"encoder streams in real time per core, batch {STREAM_BATCH}, the best variant"
         measured, detail = max(found) if found else (None, "")
@@ -158,18 +170,20 @@ class _Run:
         if mine is None or counted is None:
             return Target(name, None, 0.5, None, "")
         limit = Cost(**counted).bandwidth_ms(self._machine)
-        detail = f"{mine.contender}: {counted['weight_bytes'] / 1e6:.1f} MB in {limit:.2f} ms of {mine.wall.p50:.2f} ms"
-        return Target(name, None, 0.5, limit / mine.wall.p50, detail)
+        detail = (
+            f"{mine.contender}: {counted['weight_bytes'] / 1e6:.1f} MB in {limit:.2f} ms of {self._ms(mine):.2f} ms"
+        )
+        return Target(name, None, 0.5, limit / self._ms(mine), detail)
 
     def _overhead(self) -> Target:
         """The worst of all our graphs: the runtime's stream over the bare session."""
         worst: tuple[float, str] | None = None
         for pushed in self._results.measurements:
-            if pushed.way != "push" or pushed.threads != self._threads or pushed.age_seconds is None:
+            if pushed.way != "push" or pushed.threads != self._threads or not self._known(pushed):
                 continue
-            bare = self._find(pushed.contender, pushed.direction, pushed.age_seconds)
+            bare = self._find(pushed.contender, pushed.direction, pushed.age_seconds or 0.0)
             if bare is not None:
-                ratio = pushed.wall.p50 / bare.wall.p50 - 1
+                ratio = self._ms(pushed) / self._ms(bare) - 1
                 worst = max(worst or (-1.0, ""), (ratio, f"{pushed.contender}, {pushed.direction}"))
         name = "runtime over the bare session with bound buffers, the worst of our graphs"
         measured, detail = worst or (None, "")
@@ -177,11 +191,19 @@ class _Run:
 
     def _fastest(self, fits: _Fits, direction: GraphKind, age: float) -> Measurement | None:
         found = [self._find(contender.name, direction, age) for contender in self._ours if fits(contender)]
-        return min((entry for entry in found if entry is not None), key=lambda entry: entry.wall.p50, default=None)
+        return min((entry for entry in found if entry is not None), key=self._ms, default=None)
 
     def _find(self, name: str, direction: GraphKind, age: float, way: str = "bare") -> Measurement | None:
         for entry in self._results.measurements:
             situation = (entry.direction, entry.way, entry.age_seconds, entry.batch, entry.threads)
-            if entry.contender == name and situation == (direction, way, age, 1, self._threads):
+            if entry.contender == name and self._known(entry) and situation == (direction, way, age, 1, self._threads):
                 return entry
         return None
+
+    def _known(self, entry: Measurement) -> bool:
+        return self._clock == "wall" or entry.processor is not None
+
+    def _ms(self, entry: Measurement) -> float:
+        """The median of the chosen clock, which `_known` said to be there."""
+        chosen = entry.processor if self._clock == "processor" and entry.processor is not None else entry.wall
+        return chosen.p50

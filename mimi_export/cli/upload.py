@@ -1,8 +1,8 @@
 """`upload` and `card`: publish variants on the Hugging Face Hub, and their model card.
 
-With `--json` `upload` prints `command`, `repo_id`, `exists`, `files` (`name`, `status` new, changed or unchanged, `bytes`,
-`sha256`), `only_there`, `files_to_send`, `bytes_to_send` and `published`: null for a dry run, else `revision`, `sent`,
-`bytes_sent` and `verified` (files downloaded again and compared).
+With `--json` `upload` prints `command`, `repo_id`, `exists`, `files` (`name`, `status` new, changed or unchanged,
+`bytes`, `sha256`), `only_there`, `files_to_send`, `bytes_to_send` and `published`: null for a dry run, else `revision`,
+`sent`, `bytes_sent` and `verified` (files downloaded again and compared).
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ Reports = Annotated[
     typer.Option(
         "--report",
         metavar="PATH",
-        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is looked for "
+        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is "
+        "looked for "
         "in and beside each DIR.",
     ),
 ]
 BaseModel = Annotated[
     str | None,
-    typer.Option("--base-model", metavar="ID", help="Hub id of the original, where the variants came from a directory."),
+    typer.Option(
+        "--base-model", metavar="ID", help="Hub id of the original, where the variants came from a directory."
+    ),
 ]
 
 
@@ -157,6 +160,9 @@ def _show(plan: Plan, published: Published | None) -> None:
         [
             ("revision", published.revision),
             ("sent", f"{published.sent} files, {published.bytes_sent / 2**20:.1f} MiB"),
-            ("verified", f"{published.verified} files downloaded and compared" if published.verified else "not verified"),
+            (
+                "verified",
+                f"{published.verified} files downloaded and compared" if published.verified else "not verified",
+            ),
         ],
     )

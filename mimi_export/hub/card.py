@@ -36,12 +36,17 @@ def model_card(subjects: Sequence[Subject], repo_id: str | None = None, base_mod
     """
     models = sorted({subject.model for subject in subjects})
     if len(models) > 1:
-        raise ArtifactError(f"the directories come from different models ({', '.join(models)}); publish them separately")
+        raise ArtifactError(
+            f"the directories come from different models ({', '.join(models)}); publish them separately"
+        )
     base = base_model or (models[0] if "/" in models[0] else None)
     repository = repo_id or ANY_REPO
     variants = [subject for subject in subjects if subject.manifest is not None]
     whole = next((subject for subject in subjects if subject.batch is not None), None)
-    parts = [front_matter(base, whole is not None), f"# Mimi as streaming ONNX models\n\n{_lead(subjects, base, models[0])}"]
+    parts = [
+        front_matter(base, whole is not None),
+        f"# Mimi as streaming ONNX models\n\n{_lead(subjects, base, models[0])}",
+    ]
     if variants:
         parts += [_variants(variants), _choice(variants), _use(variants, repository)]
     if whole is not None:
@@ -98,7 +103,8 @@ def _lead(subjects: Sequence[Subject], base: str | None, source: str) -> str:
     geometry = manifest.geometry
     milliseconds = 1000 / geometry.frame_rate
     return (
-        f"{text} An encoder turns {geometry.sampling_rate / 1000:g} kHz mono audio into codes and a decoder turns codes "
+        f"{text} An encoder turns {geometry.sampling_rate / 1000:g} kHz mono audio into codes and a decoder turns "
+        "codes "
         f"into audio, both as a *stream*: {geometry.frame_size} samples ({milliseconds:g} ms) make one frame of codes, "
         f"{geometry.frame_rate:g} frames a second, {geometry.bits_per_code} bits a code. What is computed in pieces "
         "equals what PyTorch computes over the whole clip; the tables below say how exactly."
@@ -109,7 +115,8 @@ def _variants(subjects: Sequence[Subject]) -> str:
     return (
         f"## Variants\n\n{tables.variants(subjects)}\n\n"
         "Each directory holds `encoder_model.onnx`, `decoder_model.onnx`, `state_spec.txt` and a `manifest.json` with "
-        "inputs, outputs, states, sizes and SHA-256 of every file. A decoder takes any number of codebooks from 1 up to "
+        "inputs, outputs, states, sizes and SHA-256 of every file. A decoder takes any number of codebooks from 1 "
+        "up to "
         "its own; the first codes of a larger variant are the codes of a smaller one."
     )
 
@@ -120,7 +127,9 @@ def _choice(subjects: Sequence[Subject]) -> str:
     counts = sorted({manifest.num_codebooks for manifest in manifests})
     if len(counts) > 1:
         rates = ", ".join(f"{count} ({manifests[0].geometry.bitrate(count) / 1000:g} kbit/s)" for count in counts)
-        advice.append(f"**Number of codebooks**: {rates}. More sound better and take more bits; if in doubt take {counts[0]}.")
+        advice.append(
+            f"**Number of codebooks**: {rates}. More sound better and take more bits; if in doubt take {counts[0]}."
+        )
     precisions = {manifest.precision.partition("-")[0] for manifest in manifests}
     words = {
         "fp32": "**fp32** is exact: take it as the reference, and where size does not matter.",
@@ -130,8 +139,10 @@ def _choice(subjects: Sequence[Subject]) -> str:
     advice += [text for precision, text in words.items() if precision in precisions]
     shapes = {manifest.layout for manifest in manifests}
     kinds = {
-        "window": "**window** layout: any number of frames in a call, no bookkeeping. Take it unless you need fixed shapes.",
-        "ring": "**ring** layout: every shape is fixed and each row of a batch is a stream of its own that begins where its "
+        "window": "**window** layout: any number of frames in a call, no bookkeeping. Take it unless you need "
+        "fixed shapes.",
+        "ring": "**ring** layout: every shape is fixed and each row of a batch is a stream of its own that begins "
+        "where its "
         "`position` is 0. Take it for servers, accelerators and graph capture.",
     }
     advice += [text for layout, text in kinds.items() if layout in shapes]
@@ -149,7 +160,9 @@ def _use(subjects: Sequence[Subject], repository: str) -> str:
         "(`decoded.wav`, or `decoded.f32` with raw little-endian float32 samples)."
     ]
     for snippet in variant_snippets(manifest):
-        blocks.append(f"### {snippet.title}\n\n```sh\n{snippet.install}\n```\n\n```{snippet.language}\n{snippet.code}\n```")
+        blocks.append(
+            f"### {snippet.title}\n\n```sh\n{snippet.install}\n```\n\n```{snippet.language}\n{snippet.code}\n```"
+        )
     return "\n\n".join(blocks)
 
 
@@ -159,7 +172,8 @@ def _whole_clips(subject: Subject, repository: str) -> str:
     snippet = batch_snippet(subject.batch, repository)
     return (
         f"## Whole clips\n\n{tables.whole_clips(subject)}\n\n"
-        f"For audio that is there as a whole, {subject.batch.num_codebooks} codebooks. The encoder takes any length and "
+        f"For audio that is there as a whole, {subject.batch.num_codebooks} codebooks. The encoder takes any "
+        "length and "
         "fills the last frame with zeros; memory grows with the square of the length, so use a stream for long audio. "
         f"Measured on generated speech-like sound of {_seconds(subject.reports)}.\n\n"
         f"### {snippet.title}\n\n```sh\n{snippet.install}\n```\n\n```{snippet.language}\n{snippet.code}\n```"
@@ -173,8 +187,10 @@ def _quality(subjects: Sequence[Subject], whole: Subject | None) -> str:
         first = records[0]["clips"][0]
         ways = ", ".join(first["codes"])
         blocks += [
-            f"Against untouched batch PyTorch (`transformers`), on {_clips(records[0])}. Codes are counted over all of it "
-            f"and over calls of {ways} frames; levels are those of `{first['name']}` ({first['seconds']:.3g} s). A *tie* is "
+            f"Against untouched batch PyTorch (`transformers`), on {_clips(records[0])}. Codes are counted over "
+            "all of it "
+            f"and over calls of {ways} frames; levels are those of `{first['name']}` ({first['seconds']:.3g} s). "
+            "A *tie* is "
             "a code where two entries are equally near to within float rounding.",
             tables.quality(records),
         ]
@@ -194,7 +210,8 @@ def _speed(subjects: Sequence[Subject]) -> str:
     tools = ", ".join(f"{name} {value}" for name, value in sorted(records[0].get("tools", {}).items()))
     return (
         f"## Speed\n\n{tables.speed(records)}\n\n"
-        "Medians and 95th percentiles for one frame of one stream, one call a frame where the graph allows it, measured "
+        "Medians and 95th percentiles for one frame of one stream, one call a frame where the graph allows it, "
+        "measured "
         f"by `mimi-export parity` while it checked the codes. Real-time factor: seconds of work for a second of audio, "
         f"both directions. Measured with {tools}."
     )
@@ -212,12 +229,14 @@ def _differences(subjects: Sequence[Subject]) -> str:
         "## What differs from other streaming exports of Mimi\n\n"
         f"Earlier public models{claim} use the same files, names and order of inputs, so clients need no change. Three "
         "things are computed differently, because a causal network can stream exactly:\n\n"
-        "- **The first frame.** PyTorch continues the first sample to the left before the strided convolution in front of "
+        "- **The first frame.** PyTorch continues the first sample to the left before the strided convolution in "
+        "front of "
         "the quantiser; zeros there change every code of frame 0. The graph knows a first call by itself.\n"
         "- **Transposed convolutions.** What overlaps into the next call is kept without bias, which is added once.\n"
         f"- **The attention window.** PyTorch attends to {geometry.sliding_window} tokens "
         f"({geometry.sliding_window / rate:g} s). Without that limit everything after it differs.\n\n"
-        f"Keys and values therefore stop growing: at most {kept} tokens, {kept * token / tables.MIB:.1f} MiB for each graph "
+        f"Keys and values therefore stop growing: at most {kept} tokens, {kept * token / tables.MIB:.2g} MiB for "
+        "each graph "
         f"and stream. Kept for ever they would be {3600 * rate * token / tables.MIB:.0f} MiB after an hour."
     )
 
@@ -232,7 +251,8 @@ def _contract(subjects: Sequence[Subject]) -> str:
         calls = "any number of frames" if manifest.frames_per_call is None else f"{manifest.frames_per_call} frame(s)"
         for kind in GRAPH_KINDS:
             blocks += [
-                f"<details><summary>{kind}, {manifest.layout} layout, {calls} a call ({manifest.num_codebooks} codebooks)"
+                f"<details><summary>{kind}, {manifest.layout} layout, {calls} a call ({manifest.num_codebooks} "
+                "codebooks)"
                 f"</summary>\n\n{tables.states(manifest.spec(kind))}\n\n</details>"
             ]
     return "\n\n".join(blocks)
@@ -248,9 +268,11 @@ def _attribution(base: str | None, subjects: Sequence[Subject]) -> str:
     revision = f" at revision `{source.revision}`" if source and source.revision else ""
     if base == KYUTAI:
         text = (
-            f"The weights are those of [{base}](https://huggingface.co/{base}){revision} by Kyutai, licensed CC-BY-4.0 and "
+            f"The weights are those of [{base}](https://huggingface.co/{base}){revision} by Kyutai, licensed "
+            "CC-BY-4.0 and "
             "changed only in format and, where a variant says so, in precision. The codec is described in *Moshi: a "
-            "speech-text foundation model for real-time dialogue* ([arXiv:2410.00037](https://arxiv.org/abs/2410.00037))."
+            "speech-text foundation model for real-time dialogue* "
+            "([arXiv:2410.00037](https://arxiv.org/abs/2410.00037))."
         )
     elif base:
         text = f"The weights are those of [{base}](https://huggingface.co/{base}){revision}; their licence applies."

@@ -25,7 +25,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from mimi_export.errors import ConfigError, MimiExportError
 from mimi_export.hub.errors import HubError
@@ -223,10 +224,10 @@ def retried(what: str, ask: Callable[[], T]) -> T:
 def _quiet() -> Iterator[None]:
     """Keep the client's bars, warnings and addresses from the terminal."""
     verbosity = hub_logging.get_verbosity()
-    disabled = huggingface_hub.utils.are_progress_bars_disabled()
+    disabled = are_progress_bars_disabled()
     hub_logging.set_verbosity(logging.CRITICAL)
     if not disabled:
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -234,7 +235,7 @@ def _quiet() -> Iterator[None]:
     finally:
         hub_logging.set_verbosity(verbosity)
         if not disabled:
-            huggingface_hub.utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _status(error: BaseException) -> int | None:

@@ -73,7 +73,8 @@ def read_subjects(
         for other in subjects:
             if other.prefix == subject.prefix:
                 raise ArtifactError(
-                    f"{other.path} and {subject.path} would both go to {subject.prefix or 'the root of the repository'}; "
+                    f"{other.path} and {subject.path} would both go to "
+                    f"{subject.prefix or 'the root of the repository'}; "
                     "publish them in two repositories, or export one of them under another name"
                 )
         subjects.append(subject)
@@ -97,7 +98,9 @@ def read_records(path: Path) -> list[Json]:
         raise ArtifactError(f"{path} is no parity report (not valid JSON)") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != REPORT_VERSION:
-        raise ArtifactError(f"{path} has format_version {version!r}, this program reads {REPORT_VERSION}; measure again")
+        raise ArtifactError(
+            f"{path} has format_version {version!r}, this program reads {REPORT_VERSION}; measure again"
+        )
     records = content.get("variants")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ArtifactError(f"{path} lists no variants, so it is no parity report")
@@ -144,7 +147,9 @@ def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence
             nearest = differ
     if failing is not None:
         missed = [str(check.get("line")) for check in failing.get("checks", []) if check.get("passed") is not True]
-        raise ParityError(f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}")
+        raise ParityError(
+            f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}"
+        )
     if nearest is not None and len(nearest) < len(files):
         raise ParityError(
             f"{directory} has a parity report, but for other files: {', '.join(nearest)} changed since then; {how}"

@@ -44,8 +44,8 @@ def variants(subjects: Sequence[Subject]) -> str:
         calls = "any" if manifest.frames_per_call is None else str(manifest.frames_per_call)
         rate = f"{manifest.geometry.bitrate(manifest.num_codebooks) / 1000:g} kbit/s"
         rows.append([
-            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.num_codebooks), rate, manifest.precision,
-            manifest.layout, calls, _mib(encoder), _mib(decoder),
+            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.num_codebooks), rate,
+            manifest.precision, manifest.layout, calls, _mib(encoder), _mib(decoder),
         ])  # fmt: skip
     columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
     return markdown(columns, rows)

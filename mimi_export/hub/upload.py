@@ -146,4 +146,3 @@ def read_plan(client: Client, files: Sequence[LocalFile], revision: str | None) 
 
 def _title(subjects: Sequence[Subject]) -> str:
     return f"Publish {', '.join(subject.name for subject in subjects)}"
-

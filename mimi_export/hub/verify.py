@@ -26,7 +26,8 @@ def verify_variant(directory: Path) -> None:
         result = replay_golden(artifact)
         if not result.passed:
             raise ArtifactError(
-                f"{artifact.manifest.name} does not compute here what it should: {100 * result.codes_equal:.2f} % of the "
+                f"{artifact.manifest.name} does not compute here what it should: {100 * result.codes_equal:.2f} % "
+                "of the "
                 f"golden codes are equal (wanted {100 * result.codes_least:g} %), audio {result.snr_db:.1f} dB (wanted "
                 f"{result.snr_least:g} dB)"
             )

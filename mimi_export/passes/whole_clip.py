@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from mimi_export.errors import ConfigError
+from mimi_export.passes.weights import new_initializer
 from mimi_export.spec import BATCH, PAST, GraphSpec, StateSpec
 
 OLDEST_OPSET = 18  # Shape of a part of a shape, Pad of one axis
@@ -118,7 +119,8 @@ class PadToFrames(ir.passes.InPlacePass):
 def _zeros(graph: ir.Graph, before: ir.Node, state: StateSpec, batch: ir.Value) -> ir.Value:
     """Zeros of a state's initial shape for a batch known at run time."""
     if state.past_shape[0] != BATCH or state.dtype != "float32":
-        raise ConfigError(f"the state {state.name} is {state.dtype} {list(state.past_shape)}, expected one row a stream")
+        shown = f"{state.dtype} {list(state.past_shape)}"
+        raise ConfigError(f"the state {state.name} is {shown}, expected float32 with a row for each stream")
     sizes = [0 if size == PAST else int(size) for size in state.past_shape[1:]]
     shape = ir.node(
         "Concat", [batch, _constant(graph, f"{state.name}_sizes", sizes)], {"axis": 0}, name=f"{state.name}_shape"
@@ -131,10 +133,7 @@ def _zeros(graph: ir.Graph, before: ir.Node, state: StateSpec, batch: ir.Value) 
 
 
 def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    tensor = ir.tensor(np.array(values, np.int64), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return new_initializer(graph, name, np.array(values, np.int64))
 
 
 def _require_opset(model: ir.Model) -> None:
