@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mimi_export import spec
+from mimi_export import network, spec
 from mimi_export.checkpoint import Checkpoint
 from mimi_export.geometry import Geometry
-from mimi_export.spec import ConvLayer, GraphSpec, ResidualUnit
+from mimi_export.network import ConvLayer, ResidualUnit
+from mimi_export.spec import GraphSpec
 from mimi_export.steps.attention import RingCache, WindowCache
 from mimi_export.steps.conv import begin_conv
 from mimi_export.steps.conv_product import conv_step
@@ -96,7 +97,7 @@ class StreamingGraph(nn.Module):
         self,
         graph: GraphSpec,
         geometry: Geometry,
-        seanet: list[spec.SeanetItem],
+        seanet: list[network.SeanetItem],
         weights: nn.Module,
         transformer: nn.Module,
     ) -> None:
@@ -104,7 +105,7 @@ class StreamingGraph(nn.Module):
         self.graph = graph
         self.geometry = geometry
         self._seanet = seanet
-        self.convs = nn.ModuleDict({layer.name: _read_conv(layer, weights) for layer in spec.walk_convs(seanet)})
+        self.convs = nn.ModuleDict({layer.name: _read_conv(layer, weights) for layer in network.walk_convs(seanet)})
         self.layers = nn.ModuleList([TransformerLayer(geometry, layer) for layer in transformer.layers])
 
     def tap_names(self, *inputs: Tensor) -> list[str]:
@@ -182,9 +183,9 @@ class StreamingEncoder(StreamingGraph):
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
         super().__init__(
-            graph, geometry, spec.encoder_seanet(geometry), upstream.encoder_seanet, upstream.encoder_transformer
+            graph, geometry, network.encoder_seanet(geometry), upstream.encoder_seanet, upstream.encoder_transformer
         )
-        self._downsample = spec.downsample_layer(geometry)
+        self._downsample = network.downsample_layer(geometry)
         self.convs[self._downsample.name] = _read_conv(self._downsample, upstream.downsample)
         semantic = geometry.num_semantic_quantizers
         self.semantic = ResidualEncoder(*_read_quantizer(upstream, "semantic", "input_proj", semantic))
@@ -211,9 +212,9 @@ class StreamingDecoder(StreamingGraph):
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
         super().__init__(
-            graph, geometry, spec.decoder_seanet(geometry), upstream.decoder_seanet, upstream.decoder_transformer
+            graph, geometry, network.decoder_seanet(geometry), upstream.decoder_seanet, upstream.decoder_transformer
         )
-        self._upsample = spec.upsample_layer(geometry)
+        self._upsample = network.upsample_layer(geometry)
         self.convs[self._upsample.name] = _read_conv(self._upsample, upstream.upsample)
         semantic = geometry.num_semantic_quantizers
         self.semantic = ResidualDecoder(*_read_quantizer(upstream, "semantic", "output_proj", semantic))

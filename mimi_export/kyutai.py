@@ -29,7 +29,7 @@ from mimi_export import upstream
 from mimi_export.errors import CheckpointError
 from mimi_export.files import atomic_file
 from mimi_export.geometry import Geometry
-from mimi_export.spec import ConvLayer, decoder_seanet, encoder_seanet, walk_convs
+from mimi_export.network import ConvLayer, decoder_seanet, encoder_seanet, walk_convs
 
 _NAMES_SHOWN = 4
 

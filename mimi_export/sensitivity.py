@@ -163,9 +163,7 @@ class _Graph:
     def _row(self, base: _Trial, group: str, form: str, options: Int8Options) -> Row:
         trial = self._try(f"{group} in {form}", options)
         milliseconds = self._more_ms(base.graph, trial.graph)
-        return Row(
-            self.kind, group, form, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds
-        )
+        return Row(self.kind, group, form, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds)
 
     def _try(self, text: str, options: Int8Options) -> _Trial:
         self.progress(f"{self.kind}: {text}")

@@ -1,7 +1,7 @@
 """Encode and decode a recording frame by frame through ONNX Runtime, as an application with a microphone would.
 
-    python scripts/demo.py artifacts/streaming-8cb speech.wav out          writes out/decoded.wav, out/codes.safetensors
-    python scripts/demo.py artifacts/streaming-8cb generated out           the same with generated speech-like sound
+python scripts/demo.py artifacts/streaming-8cb speech.wav out          writes out/decoded.wav, out/codes.safetensors
+python scripts/demo.py artifacts/streaming-8cb generated out           the same with generated speech-like sound
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def demo(variant: Path, recording: Path, output: Path) -> None:
         CodesWriter(output / "codes.safetensors", metadata, force=True) as codes_file,
         AudioWriter(output / "decoded.wav", geometry.sampling_rate, force=True) as audio_file,
     ):
+
         def play(codes: np.ndarray) -> None:
             for frame in range(codes.shape[2]):
                 begin = time.perf_counter()

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "mimi_export"
 # A module may import modules of lower layers, and of its own where no cycle comes of it (checked below).
 # A room is a module or a package below `mimi_export`; what is in a package has the package's layer.
 LAYERS = {
-    0: ("mimi_export", "errors", "geometry", "spec", "manifest", "manifest_check", "variants"),
+    0: ("mimi_export", "errors", "geometry", "network", "spec", "manifest", "manifest_check", "variants"),
     1: ("files", "signals", "audio", "codes", "upstream", "synthetic", "checkpoint", "hub_download", "artifact",
         "kyutai", "steps"),
     2: ("graphs", "taps", "passes", "runtime"),

@@ -19,7 +19,7 @@ import torch
 from helpers import DECODER_SNR, Step, match_codes, onnx_step, session, show, snr, stream, torch_step, zeros
 from helpers import States as StateArrays
 
-from mimi_export import spec, upstream
+from mimi_export import network, spec, upstream
 from mimi_export.checkpoint import Checkpoint
 from mimi_export.graphs import streaming_graph
 from mimi_export.signals import speech_like
@@ -140,7 +140,7 @@ def transposed_biases(case: Case) -> dict[str, np.ndarray]:
     weights = upstream.parts(case.checkpoint.model).decoder_seanet
     return {
         spec.conv_state_name(layer): weights.get_submodule(layer.path).bias.detach().numpy()[:, None]
-        for layer in spec.conv_layers(case.checkpoint.geometry, case.graph.kind)
+        for layer in network.conv_layers(case.checkpoint.geometry, case.graph.kind)
         if layer.transposed and layer.bias
     }
 
@@ -167,9 +167,9 @@ def run_structural_mutations(
             size = 2 * case.frames * checkpoint.geometry.tokens_per_frame
         yield name, *run(dataclasses.replace(checkpoint.geometry, sliding_window=size))
     if graph.kind == "encoder":
-        layer = spec.downsample_layer(checkpoint.geometry)
+        layer = network.downsample_layer(checkpoint.geometry)
         with monkeypatch.context() as patch:
-            patch.setattr(spec, "downsample_layer", lambda _: dataclasses.replace(layer, pad_mode="constant"))
+            patch.setattr(network, "downsample_layer", lambda _: dataclasses.replace(layer, pad_mode="constant"))
             yield "no replicate on the first call", *run()
         return
     biases = transposed_biases(case)

@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED
 from transformers import MimiConfig
 
-from mimi_export import spec, upstream
+from mimi_export import network, spec, upstream
 from mimi_export.errors import ConfigError
 from mimi_export.geometry import Geometry
 from mimi_export.spec import graph_spec, ring_capacity, state_spec_text
@@ -138,7 +138,7 @@ def test_states_have_the_sizes_of_upstream_layers(kyutai, tiny_checkpoint):
     halves = {"enc": parts.encoder_seanet, "dec": parts.decoder_seanet, "ds": parts.downsample, "us": parts.upsample}
     seen = set()
     for kind in spec.GRAPH_KINDS:
-        for layer in spec.conv_layers(geometry, kind):
+        for layer in network.conv_layers(geometry, kind):
             conv = halves[layer.name.split("_")[0]].get_submodule(layer.path)
             seen.add(conv)
             assert (conv.in_channels, conv.out_channels) == (layer.in_channels, layer.out_channels), layer.name

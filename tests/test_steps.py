@@ -14,7 +14,7 @@ from transformers import MimiConfig, MimiModel
 from transformers.models.mimi import modeling_mimi as mimi
 
 from mimi_export import upstream
-from mimi_export.spec import ConvLayer
+from mimi_export.network import ConvLayer
 from mimi_export.steps.attention import RingCache, WindowCache, keep_last
 from mimi_export.steps.conv import CausalConv, CausalConvTranspose, begin_conv
 from mimi_export.steps.conv_product import conv_step

@@ -31,15 +31,16 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
 
-from mimi_export import __version__, spec
+from mimi_export import __version__, network, spec
 from mimi_export.artifact import Manifest, Source, metadata_props, write_manifest
 from mimi_export.checkpoint import Checkpoint
 from mimi_export.export import OPSET, tool_versions
 from mimi_export.files import atomic_directory
 from mimi_export.geometry import Geometry
+from mimi_export.network import ConvLayer, ResidualUnit
 from mimi_export.passes.interface import SetInterface
 from mimi_export.passes.metadata import SetMetadata
-from mimi_export.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, ConvLayer, GraphSpec, ResidualUnit, TensorSpec
+from mimi_export.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, TensorSpec
 from mimi_export.steps.rope import inverse_frequencies
 from mimi_export.upstream import Parts, parts
 
@@ -62,7 +63,7 @@ class PublicGraph(nn.Module):
         self.graph = graph
         self.geometry = geometry
         encodes = graph.kind == "encoder"
-        self._items = spec.encoder_seanet(geometry) if encodes else spec.decoder_seanet(geometry)
+        self._items = network.encoder_seanet(geometry) if encodes else network.decoder_seanet(geometry)
         self.seanet = upstream.encoder_seanet if encodes else upstream.decoder_seanet
         self.layers = (upstream.encoder_transformer if encodes else upstream.decoder_transformer).layers
         self.resample = upstream.downsample if encodes else upstream.upsample
@@ -176,7 +177,7 @@ class PublicEncoder(PublicGraph):
         """See `PublicGraph`."""
         x = self.walk(data, past, present)
         x = self.transformer(x.transpose(1, 2), past, present)
-        layer = spec.downsample_layer(self.geometry)
+        layer = network.downsample_layer(self.geometry)
         latents = self.conv(layer, self.resample, x.transpose(1, 2), past, present)
         frames, codes, first = latents.shape[2], [], 0
         for projection, levels in zip(self.projections, self._levels, strict=True):
@@ -203,7 +204,7 @@ class PublicDecoder(PublicGraph):
             if entries:
                 total = sum(entries[1:], entries[0]).transpose(1, 2)
                 latents = latents + (total if projection is None else projection(total))
-        x = self.conv(spec.upsample_layer(self.geometry), self.resample, latents, past, present)
+        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, past, present)
         x = self.transformer(x.transpose(1, 2), past, present)
         return self.walk(x.transpose(1, 2), past, present)
 

@@ -32,9 +32,10 @@ from mimi_export import upstream
 from mimi_export.checkpoint import Checkpoint
 from mimi_export.geometry import Geometry
 from mimi_export.graphs import initial_states, streaming_graph
+from mimi_export.network import conv_layers
 from mimi_export.parity.clips import Audio, Clip
 from mimi_export.parity.ties import ResidualQuantizer
-from mimi_export.spec import GraphKind, GraphSpec, conv_layers
+from mimi_export.spec import GraphKind, GraphSpec
 
 MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
 PIECE_FRAMES = 250  # frames kept of each further call

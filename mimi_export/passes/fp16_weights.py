@@ -82,9 +82,7 @@ class HalfWeights(ir.passes.FunctionalPass):
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed float32")
 
     def _chosen(self, model: ir.Model) -> list[ir.Value]:
-        return [
-            value for value in float_weights(model, self.min_elements) if not matches(str(value.name), self.keep)
-        ]
+        return [value for value in float_weights(model, self.min_elements) if not matches(str(value.name), self.keep)]
 
     def _halve(self, graph: ir.Graph, weight: ir.Value) -> HalvedWeight:
         name, uses = str(weight.name), list(weight.uses())

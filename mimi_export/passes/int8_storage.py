@@ -126,9 +126,7 @@ def _widen_rows(graph: ir.Graph, gather: ir.Node, table: ir.Value, scales: ir.Va
     ir.convenience.replace_nodes_and_values(graph, gather, [gather], nodes, [output], [final])
 
 
-def _named(
-    op_type: str, inputs: list[ir.Value | None], name: str, attributes: dict[str, int] | None = None
-) -> ir.Node:
+def _named(op_type: str, inputs: list[ir.Value | None], name: str, attributes: dict[str, int] | None = None) -> ir.Node:
     node = ir.node(op_type, inputs, attributes or {}, name=name)
     node.outputs[0].name = f"{name}.output"
     return node

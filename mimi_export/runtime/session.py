@@ -58,7 +58,7 @@ def _open(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSe
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except ort_errors() as error:
@@ -70,8 +70,14 @@ def ort_errors() -> tuple[type[Exception], ...]:
     """What onnxruntime raises: classes of its own that only its extension module names, and `RuntimeError`."""
     state = ort.capi.onnxruntime_pybind11_state
     names = (
-        "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "NoSuchFile", "RuntimeException",
-    )  # fmt: skip
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 

@@ -16,7 +16,6 @@ from mimi_export.geometry import Geometry
 from mimi_export.steps.product import product, product_weight
 from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
 
-
 FEW_QUERIES = 4
 
 

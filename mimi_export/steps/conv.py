@@ -1,10 +1,10 @@
 """Causal convolutions with their state given and returned.
 
-    previous  x                        a convolution sees the last samples of the calls before;
-    [ S    ][ T·stride samples ]  ->  y [ T ]
+previous  x                        a convolution sees the last samples of the calls before;
+[ S    ][ T·stride samples ]  ->  y [ T ]
 
-    y [ T·stride ][ S: partial ]       a transposed one computes S samples too many: what the next call
-    + partial of the call before       overlaps. They are kept *without* bias, so the bias is added once.
+y [ T·stride ][ S: partial ]       a transposed one computes S samples too many: what the next call
++ partial of the call before       overlaps. They are kept *without* bias, so the bias is added once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mimi_export.spec import ConvLayer
+from mimi_export.network import ConvLayer
 
 
 class CausalConv(nn.Module):

@@ -17,10 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mimi_export.spec import ConvLayer
+from mimi_export.network import ConvLayer
 from mimi_export.steps.conv import CausalConv, CausalConvTranspose
 from mimi_export.steps.product import product
-
 
 MOST_STEPS = 16
 
