@@ -124,6 +124,11 @@ def keep_last_onnx(x: ir.Value, length: int) -> Any:
     return op.Slice(x, [-length], [INT64_MAX], [2])
 
 
+def write_slots_onnx(ring: ir.Value, places: ir.Value, new: ir.Value) -> Any:
+    """`steps.attention.write_slots` in ONNX."""
+    return op.ScatterND(ring, places, new)
+
+
 def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
     """Trace `module` into an ONNX model with the names of its `GraphSpec`.
 
@@ -146,7 +151,10 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
             input_names=[tensor.name for tensor in graph.inputs],
             output_names=tapped.output_names,
             dynamic_shapes=(shapes[0], shapes[1:]),
-            custom_translation_table={torch.ops.mimi_export.keep_last.default: keep_last_onnx},
+            custom_translation_table={
+                torch.ops.mimi_export.keep_last.default: keep_last_onnx,
+                torch.ops.mimi_export.write_slots.default: write_slots_onnx,
+            },
             verbose=False,
             optimize=True,
         )

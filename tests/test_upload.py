@@ -134,6 +134,14 @@ def test_pull_request_once(published, hub, cli):
         assert len(repo.requests) == 1
 
 
+def test_pull_request_once_though_its_answer_is_lost(published, hub, cli):
+    hub.fault("POST", "/commit/", status=500, after=True)
+    code, out, _ = cli(*command(published, "--yes", "--pr", "--json"))
+    assert code == 0
+    assert json.loads(out)["published"]["revision"] == "refs/pr/1"
+    assert len(hub.repos[REPO].requests) == 1
+
+
 # --- what is refused before anything is sent
 
 

@@ -54,6 +54,22 @@ def _(x: Tensor, length: int) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], torch.sym_min(x.shape[2], length), x.shape[3]))
 
 
+@torch.library.custom_op("mimi_export::write_slots", mutates_args=())
+def write_slots(ring: Tensor, places: Tensor, new: Tensor) -> Tensor:
+    """`ring` `[B, heads, C, D]` with rows of D replaced: `places` int64 `[B, heads, T, 3]` says where `new` goes.
+
+    One `ScatterND` in ONNX, which copies whole rows and works in place where past and present share a buffer.
+    """
+    result = ring.clone()
+    result[places[..., 0], places[..., 1], places[..., 2]] = new
+    return result
+
+
+@write_slots.register_fake
+def _(ring: Tensor, places: Tensor, new: Tensor) -> Tensor:
+    return torch.empty_like(ring)
+
+
 class WindowCache:
     """The last `window - 1` tokens, newest last; keys unrotated, turned at positions 0 … past + T - 1 each call.
 
@@ -109,8 +125,11 @@ class RingCache:
         steps = phase_steps(geometry.head_dim, geometry.rope_theta)
         cos, sin = exact_rotation(tokens, steps)
         self._cos, self._sin = cos[:, None], sin[:, None]
-        slots = torch.remainder(tokens, capacity)[:, None, :, None]
-        self._slots = slots.expand(-1, geometry.num_key_value_heads, -1, geometry.head_dim)
+        heads = geometry.num_key_value_heads
+        slots = torch.remainder(tokens, capacity)[:, None].expand(-1, heads, -1)
+        rows = torch.arange(tokens.shape[0])[:, None, None].expand(-1, heads, new)
+        groups = torch.arange(heads)[None, :, None].expand(tokens.shape[0], -1, new)
+        self._places = torch.stack([rows, groups, slots], dim=-1)
         last = tokens[:, -1:]
         held = last - torch.remainder(last - torch.arange(capacity), capacity)  # [B, C]
         age = tokens[:, :, None] - held[:, None, :]
@@ -126,8 +145,8 @@ class RingCache:
         groups = value.shape[1]
         turned = rotate(query_key, self._cos, self._sin)
         query, key = turned.split([query_key.shape[1] - groups, groups], dim=1)
-        keys = past_key.scatter(2, self._slots, key)
-        values = past_value.scatter(2, self._slots, value)
+        keys = write_slots(past_key, self._places, key)
+        values = write_slots(past_value, self._places, value)
         return query, keys, values, keys, values
 
 

@@ -21,7 +21,8 @@ from mimi_export.network import ConvLayer
 from mimi_export.steps.conv import CausalConv, CausalConvTranspose
 from mimi_export.steps.product import product
 
-MOST_STEPS = 16
+MOST_STEPS = 480
+MANY_STEPS = 16
 
 
 def conv_step(layer: ConvLayer, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -38,28 +39,33 @@ def conv_step(layer: ConvLayer, weight: Tensor, bias: Tensor | None) -> nn.Modul
         product_fits = layer.groups == 1 and layer.steps <= MOST_STEPS
         return (ProductConvTranspose if product_fits else CausalConvTranspose)(layer, weight, bias)
     whole_blocks = layer.stride == 1 or (layer.kernel == 2 * layer.stride and layer.dilation == 1)
-    product_fits = layer.groups == 1 and layer.steps <= MOST_STEPS and whole_blocks and layer.kernel > 1
+    product_fits = layer.groups == 1 and layer.steps <= MOST_STEPS and whole_blocks
     return (ProductConv if product_fits else CausalConv)(layer, weight, bias)
 
 
 class ProductConv(nn.Module):
-    """`CausalConv` as a product; see there for arguments and shapes. Groups and shared windows are not supported."""
+    """`CausalConv` as a product; see there for arguments and shapes. Groups are not supported.
+
+    A window is `taps` neighbouring rows: steps `dilation` apart, or blocks of `stride` steps. Few rows are put side by
+    side and multiplied by all weights at once. Many rows are cheaper multiplied once by the weights of every tap, and
+    the results, narrower than the windows, shifted and added:
+
+        y[t] = Σ_i rows[t + i·dilation] @ W_i
+    """
 
     def __init__(self, layer: ConvLayer, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.layer = layer
         outs, ins, kernel = weight.shape
-        if self._blocks:
-            halves = weight.reshape(outs, ins, 2, layer.stride).permute(2, 1, 3, 0)
-            matrix = halves.reshape(2 * ins * layer.stride, outs)
-        else:
-            matrix = weight.permute(2, 1, 0).reshape(kernel * ins, outs)
+        block = layer.stride
+        self.taps = kernel // block
+        matrices = weight.reshape(outs, ins, self.taps, block).permute(2, 3, 1, 0)  # [taps, block, in, out]
+        matrices = matrices.reshape(self.taps, block * ins, outs)
+        self.shifts = self.taps > 1 and layer.steps >= MANY_STEPS
+        matrix = matrices.transpose(0, 1) if self.shifts else matrices
+        matrix = matrix.reshape(block * ins, -1) if self.shifts else matrix.reshape(-1, outs)
         self.weight = nn.Parameter(matrix.detach().contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-
-    @property
-    def _blocks(self) -> bool:
-        return self.layer.stride > 1
 
     def forward(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`[B, in, T·stride]` to `[B, out, T]`."""
@@ -67,48 +73,48 @@ class ProductConv(nn.Module):
         if previous is not None:
             x = torch.cat([previous, x], dim=2)
             previous = x[:, :, x.shape[2] - layer.state_size :]
-        windows = self._block_windows(x) if self._blocks else self._step_windows(x)
-        return product(windows, self.weight, self.bias).transpose(1, 2), previous
-
-    def _block_windows(self, x: Tensor) -> Tensor:
-        """Pairs of neighbouring blocks: `[B, in, (T+1)·stride]` to `[B, T, 2·in·stride]`."""
-        _, channels, length = x.shape
-        stride = self.layer.stride
-        blocks = x.reshape(-1, channels, length // stride, stride).transpose(1, 2)
-        blocks = blocks.reshape(-1, length // stride, channels * stride)
-        return torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=2)
-
-    def _step_windows(self, x: Tensor) -> Tensor:
-        """Neighbouring steps side by side: `[B, in, T+(k-1)·dilation]` to `[B, T, k·in]`."""
-        layer = self.layer
-        x = x.transpose(1, 2)
-        steps = x.shape[1] - (layer.kernel - 1) * layer.dilation
-        shifts = [x[:, i * layer.dilation : i * layer.dilation + steps] for i in range(layer.kernel)]
-        return torch.cat(shifts, dim=2)
+        rows = x.transpose(1, 2)
+        if layer.stride > 1:
+            rows = rows.reshape(-1, x.shape[2] // layer.stride, layer.stride * layer.in_channels)
+        steps = rows.shape[1] - (self.taps - 1) * layer.dilation
+        starts = [tap * layer.dilation for tap in range(self.taps)]
+        if self.shifts:
+            parts = product(rows, self.weight).split(layer.out_channels, dim=2)
+            y = parts[0][:, :steps]
+            for start, part in zip(starts[1:], parts[1:], strict=True):
+                y = y + part[:, start : start + steps]
+            y = y if self.bias is None else y + self.bias
+        else:
+            windows = [rows[:, start : start + steps] for start in starts]
+            y = product(torch.cat(windows, dim=2) if self.taps > 1 else rows, self.weight, self.bias)
+        return y.transpose(1, 2), previous
 
 
 class ProductConvTranspose(nn.Module):
-    """`CausalConvTranspose` as a product and an overlap-add; see there for arguments and shapes."""
+    """`CausalConvTranspose` as a product and an overlap-add; see there for arguments and shapes.
+
+    The columns of the product are ordered (half, sample, channel), so that its rows are already the samples in time:
+    the overlap-add works on `[B, samples, channels]` without moving anything.
+    """
 
     def __init__(self, layer: ConvLayer, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.layer = layer
         ins, outs, _ = weight.shape
-        halves = weight.reshape(ins, outs, 2, layer.stride).permute(0, 2, 1, 3)
+        halves = weight.reshape(ins, outs, 2, layer.stride).permute(0, 2, 3, 1)
         self.weight = nn.Parameter(halves.reshape(ins, -1).detach().contiguous(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone()[:, None], requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, in, T]` to `[B, out, T·stride]`."""
         layer = self.layer
         steps, outs, stride = x.shape[2], layer.out_channels, layer.stride
         halves = product(x.transpose(1, 2), self.weight).split(outs * stride, dim=2)
-        first, second = (
-            half.reshape(-1, steps, outs, stride).transpose(1, 2).reshape(-1, outs, steps * stride) for half in halves
-        )
-        overlap = torch.cat([partial, second], dim=2)
-        now = first + overlap[:, :, : steps * stride]
-        return now if self.bias is None else now + self.bias, overlap[:, :, steps * stride :]
+        first, second = (half.reshape(-1, steps * stride, outs) for half in halves)
+        overlap = torch.cat([partial.transpose(1, 2), second], dim=1)
+        now = first + overlap[:, : steps * stride]
+        now = now if self.bias is None else now + self.bias
+        return now.transpose(1, 2), overlap[:, steps * stride :].transpose(1, 2)
 
 
 class DepthwiseUpsample(nn.Module):
