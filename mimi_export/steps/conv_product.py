@@ -70,12 +70,12 @@ class ProductConv(nn.Module):
     def forward(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`[B, in, T·stride]` to `[B, out, T]`."""
         layer = self.layer
-        if previous is not None:
-            x = torch.cat([previous, x], dim=2)
-            previous = x[:, :, x.shape[2] - layer.state_size :]
         rows = x.transpose(1, 2)
+        if previous is not None:
+            rows = torch.cat([previous.transpose(1, 2), rows], dim=1)
+            previous = rows[:, rows.shape[1] - layer.state_size :].transpose(1, 2)
         if layer.stride > 1:
-            rows = rows.reshape(-1, x.shape[2] // layer.stride, layer.stride * layer.in_channels)
+            rows = rows.reshape(-1, rows.shape[1] // layer.stride, layer.stride * layer.in_channels)
         steps = rows.shape[1] - (self.taps - 1) * layer.dilation
         starts = [tap * layer.dilation for tap in range(self.taps)]
         if self.shifts:
