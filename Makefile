@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 MODEL ?= synthetic
 VARIANTS ?= streaming-8cb
 AUDIO ?= generated
+WORKERS ?= -n 2 --dist loadgroup
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
@@ -42,10 +43,10 @@ demo: $(STAMP)  ## export streaming-8cb, check parity, encode and decode a recor
 	@echo "listen to artifacts/demo/decoded.wav, open artifacts/demo/parity/report.html"
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: $(STAMP)  ## tests on the tiny checkpoint only
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,6 +15,13 @@ SHARED = REPOSITORY.parent / "shared"
 VariantFactory = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`): a module stays on one, all full-size tests share one."""
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        item.add_marker(pytest.mark.xdist_group("full-size" if slow else item.path.name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two cores: torch's default threads and onnxruntime's would get in each other's way."""

@@ -172,9 +172,13 @@ def sensitivity(
 ) -> None:
     """Convert with all weights in 8 bits, then with one group at a time in float32 or with 16-bit activations.
 
+    \b
+      mimi-export sensitivity artifacts/streaming-8cb
+      mimi-export sensitivity artifacts/streaming-8cb --clip speech.flac --fine 'convs.*'
+
     Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
     made in turn, and need a quiet machine.
-    """
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
     options = _int8_options(target, block_size, bits, keep_float, fine if fine is not None else [], None, signed)
     with needs_extra("export", "mimi-export sensitivity"):
         from mimi_export.checkpoint import load_checkpoint
