@@ -16,9 +16,11 @@ VariantFactory = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2 --dist loadgroup`): a module stays on one, all full-size tests share one."""
+    """Mark what exports graphs; with `-n 2 --dist loadgroup` a module stays on one worker, full size on another."""
     for item in items:
         slow = item.get_closest_marker("slow") is not None
+        if {"tiny_variant", "full_variant", "public"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.export)
         item.add_marker(pytest.mark.xdist_group("full-size" if slow else item.path.name))
 
 

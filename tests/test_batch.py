@@ -23,6 +23,8 @@ from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
 from mimi_export.signals import speech_like
 from mimi_export.spec import graph_spec
 
+pytestmark = pytest.mark.export
+
 FRAME = 1920
 
 

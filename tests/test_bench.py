@@ -233,6 +233,7 @@ def test_the_runtime_and_the_bare_graph_are_asked_in_turn(tiny_variant):
 # --- the baseline
 
 
+@pytest.mark.export
 def test_the_public_design_has_its_three_defects_and_no_other(tiny_checkpoint, public):
     artifact = load_artifact(public)
     geometry, model = artifact.geometry, tiny_checkpoint.model

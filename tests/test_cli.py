@@ -211,6 +211,7 @@ def test_inspect(cli, tiny_variant, layout, frames_per_call):
     } | {"kind": artifact.spec("decoder").states[0].kind}
 
 
+@pytest.mark.export
 def test_export(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("export", "--model", "synthetic:tiny", "--num-codebooks", 4, "--name", "small", "--json")

@@ -166,6 +166,7 @@ def test_ring_refuses_to_change_codebooks_while_it_buffers(ring, reference):
         stream.push(reference[0][0, :4, 1:2])
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", ["codec", "ring"])
 def test_reset_then_replay_is_bit_identical(name, audio, reference, request):
     codec = request.getfixturevalue(name)
@@ -186,6 +187,7 @@ def test_reset_then_replay_is_bit_identical(name, audio, reference, request):
         assert np.array_equal(first, third)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", ["codec", "ring"])
 def test_snapshot_and_restore(name, audio, reference, request):
     """A copy taken in the middle of a frame continues bit for bit, in this stream and in another one."""

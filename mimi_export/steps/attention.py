@@ -66,7 +66,7 @@ def write_slots(ring: Tensor, places: Tensor, new: Tensor) -> Tensor:
 
 
 @write_slots.register_fake
-def _(ring: Tensor, places: Tensor, new: Tensor) -> Tensor:
+def _(ring: Tensor, _places: Tensor, _new: Tensor) -> Tensor:
     return torch.empty_like(ring)
 
 
