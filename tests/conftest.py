@@ -15,11 +15,16 @@ SHARED = REPOSITORY.parent / "shared"
 VariantFactory = Callable[..., Path]
 
 
+EXPORTING = {"tiny_variant", "full_variant", "public", "codec", "ring"}  # fixtures that trace graphs
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what exports graphs; with `-n 2 --dist loadgroup` a module stays on one worker, full size on another."""
     for item in items:
         slow = item.get_closest_marker("slow") is not None
-        if {"tiny_variant", "full_variant", "public"} & set(getattr(item, "fixturenames", ())):
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        needed = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
+        if EXPORTING & needed:
             item.add_marker(pytest.mark.export)
         item.add_marker(pytest.mark.xdist_group("full-size" if slow else item.path.name))
 
