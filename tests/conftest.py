@@ -21,12 +21,11 @@ EXPORTING = {"tiny_variant", "full_variant", "public", "codec", "ring"}  # fixtu
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what exports graphs; with `-n 2 --dist loadgroup` a module stays on one worker, full size on another."""
     for item in items:
-        slow = item.get_closest_marker("slow") is not None
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         needed = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
         if EXPORTING & needed:
             item.add_marker(pytest.mark.export)
-        item.add_marker(pytest.mark.xdist_group("full-size" if slow else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("full-size" if "full_variant" in needed else item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,12 +32,14 @@ SECONDS = 4.0
 # Tiny layers have few terms a sum, so rounding averages out less than in the real geometry: these are floors that a
 # lost scale or zero point breaks by far, the real budgets are in configs/.
 # Convolutions with 96 and more steps a frame: few weights, and the first to lose what 8 bits cannot hold.
-FAST_CONVS = tuple(f"convs.{name}*" for name in ("enc_3.", "enc_4_", "enc_6.", "enc_7_", "dec_6_", "dec_8.", "dec_9_"))
+FAST_CONVS = tuple(
+    f"convs.{name}*" for name in ("enc_3.", "enc_4_", "enc_6.", "enc_7_", "dec_6_", "dec_8.", "dec_9_", "dec_11.")
+)
 
 CASES = {
     "fp16": (Fp16Options(), 55),
     "portable": (Int8Options(), 25),
-    "portable fine": (Int8Options(fine=("*",), keep=FAST_CONVS), 30),
+    "portable fine": (Int8Options(fine=("*",), keep=(*FAST_CONVS, "decoder:*.projection")), 30),
     "portable signed": (Int8Options(signed=True), 25),
     "single": (Int8Options(target="single", block_size=16), 25),
     "stored": (Int8Options(fine=("*",), store=("*.table", "convs.dec_8.weight")), 22),
