@@ -4,7 +4,7 @@
     int8   products of 8-bit integers; what is left of large weights stored as float16
 
 Nothing is guessed: `sensitivity` measures what each group of weights costs, and the defaults here are its result on
-the synthetic checkpoint. The encoder's codebooks always stay float32, so that the search sees what was fitted.
+the synthetic checkpoint. The encoder's codebooks stay float32, unless asked for: the search then sees what was fitted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mimi_export.files import atomic_directory
 from mimi_export.golden import write_golden
 from mimi_export.passes.fp16_weights import HalfWeights, HalvedWeight
 from mimi_export.passes.int8_block import BLOCK_SIZES, BlockProducts
+from mimi_export.passes.int8_codebooks import RoundedCodebooks
 from mimi_export.passes.int8_dynamic import DynamicProducts
 from mimi_export.passes.int8_products import RoundedWeight
 from mimi_export.passes.int8_storage import StoredWeights
@@ -38,7 +39,9 @@ from mimi_export.variants import ConvertRecipe
 FP32 = "fp32"
 TARGETS = ("portable", "single")
 # The nearest-neighbour search of the encoder: codebooks, and half the squared lengths of their entries.
-ALWAYS_FLOAT = ("encoder:*.codebooks.*", "encoder:*.offsets.*")
+CODEBOOKS = ("encoder:*.codebooks.*", "encoder:*.offsets.*")
+# Half the squared lengths, which the 8-bit search adds at the end, and a matrix that only moves numbers.
+ALWAYS_FLOAT = ("encoder:*.offsets.*", "half_swap")
 # Convolutions and the quantiser's projections lose most by 8-bit activations, and have few products.
 FINE = ("convs.*", "*.projection")
 # A weight smaller than this share of its graph is not worth its rounding: all of them together are 1 % of the size.
@@ -70,6 +73,7 @@ class Int8Options:
         store: patterns of weights that are only stored in 8 bits and computed as float32.
         signed: with `MatMulInteger`, store weights as int8 instead of uint8: up to twice as fast on processors with
             VNNI or AMX and on ARM, but wrong on x86 processors without VNNI, which saturate sums of two products.
+        codebooks: search the encoder's codebooks in 8 bits as well: smaller and faster, at a few codes in a hundred.
     """
 
     target: Target = "portable"
@@ -79,6 +83,7 @@ class Int8Options:
     fine: tuple[str, ...] = FINE
     store: tuple[str, ...] = ()
     signed: bool = False
+    codebooks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no pass can do."""
@@ -197,6 +202,11 @@ def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> Convert
     return ConvertedGraph(model, tuple(weights), tuple(records))
 
 
+def kept_float(options: Int8Options) -> tuple[str, ...]:
+    """Patterns of what stays float32 in an int8 variant."""
+    return (*ALWAYS_FLOAT, *(() if options.codebooks else CODEBOOKS), *options.keep)
+
+
 def patterns_for(kind: GraphKind, patterns: Sequence[str]) -> tuple[str, ...]:
     """Patterns that hold for one graph; `encoder:` or `decoder:` before a pattern limits it to that graph."""
     found = []
@@ -231,12 +241,12 @@ CONVERTERS = {"fp16": convert_recipe, "int8": convert_recipe}
 
 
 def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.passes.FunctionalPass]:
-    keep = patterns_for(kind, (*ALWAYS_FLOAT, *options.keep))
     total = sum(value.const_value.size for value in float_weights(model) if value.const_value is not None)
     least = total // SMALL_SHARE
     if isinstance(options, Fp16Options):
-        yield HalfWeights(keep, least)
+        yield HalfWeights(patterns_for(kind, (*CODEBOOKS, *options.keep)), least)
         return
+    keep = patterns_for(kind, kept_float(options))
     store, fine = patterns_for(kind, options.store), patterns_for(kind, options.fine)
     others = (*keep, *store)
     if options.target == "portable":
@@ -244,6 +254,8 @@ def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.p
     else:
         yield DynamicProducts(fine, others, fine, unsigned=not options.signed)
         yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits)
+    if options.codebooks:
+        yield RoundedCodebooks(("*.codebooks.*",), others, unsigned=not options.signed)
     if store:
         yield StoredWeights(store, keep, min_elements=1)
     yield HalfWeights((*keep, f"*{SCALES}"), least)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mimi_export import network, spec
 from mimi_export.checkpoint import Checkpoint
@@ -21,9 +20,10 @@ from mimi_export.geometry import Geometry
 from mimi_export.network import ConvLayer, ResidualUnit
 from mimi_export.spec import GraphSpec
 from mimi_export.steps.attention import RingCache, WindowCache
-from mimi_export.steps.conv import begin_conv
 from mimi_export.steps.conv_product import conv_step
+from mimi_export.steps.elu import elu
 from mimi_export.steps.quantizer import ResidualDecoder, ResidualEncoder
+from mimi_export.steps.rope import half_swap
 from mimi_export.steps.transformer import TransformerLayer
 from mimi_export.upstream import Parts, parts
 
@@ -46,12 +46,13 @@ class Call:
         self._present: dict[str, Tensor] = {}
         self._tap = tap
         self.cache: WindowCache | RingCache | None = None
+        self._running: Tensor | None = None
 
-    def begin(self, geometry: Geometry, tokens: int) -> None:
-        """Learn the positions of this call's `tokens` from the states that the client gave."""
+    def begin(self, geometry: Geometry, tokens: int, swap: Tensor) -> None:
+        """Learn the positions of this call's `tokens` from the states that the client gave; `swap` is `half_swap`."""
         keys = self.past("key_0")
         if self.graph.layout == "ring":
-            cache = RingCache(geometry, self.past("position"), tokens, keys.shape[2])
+            cache = RingCache(geometry, self.past("position"), tokens, keys.shape[2], swap)
             self.put("position", cache.next_position)
             self.cache = cache
         else:
@@ -63,6 +64,13 @@ class Call:
         if self.cache is None:
             raise RuntimeError("begin() was not called")
         return self.cache.fresh
+
+    @property
+    def running(self) -> Tensor:
+        """Float `[B, 1, 1]`: 0 where a stream begins with this call, else 1."""
+        if self._running is None:
+            self._running = (~self.fresh).to(torch.float32)
+        return self._running
 
     def past(self, name: str) -> Tensor:
         """The state `name` as the client gave it."""
@@ -107,6 +115,9 @@ class StreamingGraph(nn.Module):
         self._seanet = seanet
         self.convs = nn.ModuleDict({layer.name: _read_conv(layer, weights) for layer in network.walk_convs(seanet)})
         self.layers = nn.ModuleList([TransformerLayer(geometry, layer) for layer in transformer.layers])
+        self.register_buffer("half_swap", half_swap(geometry.head_dim))
+
+    half_swap: Tensor
 
     def tap_names(self, *inputs: Tensor) -> list[str]:
         """Names of all intermediate results, in the order of computation."""
@@ -141,20 +152,18 @@ class StreamingGraph(nn.Module):
 
     def _begin(self, call: Call, layer: ConvLayer, past: Tensor, x: Tensor) -> Tensor:
         """The state to compute with: zeros from the client are right, but for a replicated or a ring's garbage one."""
-        if self.graph.layout == "window" and (layer.transposed or layer.pad_mode == "constant"):
-            return past
-        if layer.transposed:
-            return torch.where(call.fresh, torch.zeros_like(past[:, :1, :1]), past)
-        return begin_conv(layer, past, x, call.fresh)
+        if not layer.transposed and layer.pad_mode == "replicate":
+            return torch.where(call.fresh, x[:, :, :1], past)
+        return past * call.running if self.graph.layout == "ring" else past
 
     def seanet(self, call: Call, x: Tensor) -> Tensor:
         """Run the SEANet half over `[B, C, T]`."""
         for item in self._seanet:
             if item is None:
-                x = functional.elu(x)
+                x = elu(x)
             elif isinstance(item, ResidualUnit):
-                hidden = self.conv(call, item.first, functional.elu(x))
-                hidden = self.conv(call, item.second, functional.elu(hidden))
+                hidden = self.conv(call, item.first, elu(x))
+                hidden = self.conv(call, item.second, elu(hidden))
                 skip = x if item.shortcut is None else self.conv(call, item.shortcut, x)
                 x = skip + hidden
             else:
@@ -162,16 +171,17 @@ class StreamingGraph(nn.Module):
         return x
 
     def transformer(self, call: Call, x: Tensor) -> Tensor:
-        """Run the transformer over `[B, T, hidden]`."""
+        """Run the transformer over `[B, hidden, T]`; inside, time comes first."""
         if call.cache is None:
             raise RuntimeError("begin() was not called")
+        x = x.permute(2, 0, 1)
         for index, layer in enumerate(self.layers):
             key, value = f"key_{index}", f"value_{index}"
             x, present_key, present_value = layer(x, call.past(key), call.past(value), call.cache)
             call.put(key, present_key)
             call.put(value, present_value)
             call.tap(f"transformer_{index}", x)
-        return x
+        return x.permute(1, 2, 0)
 
 
 class StreamingEncoder(StreamingGraph):
@@ -196,11 +206,11 @@ class StreamingEncoder(StreamingGraph):
 
     def step(self, call: Call, data: Tensor) -> Tensor:
         """See `StreamingGraph`; a replicating model knows a first call before its first convolution."""
-        call.begin(self.geometry, data.shape[2] // self.geometry.hop_length)
+        call.begin(self.geometry, data.shape[2] // self.geometry.hop_length, self.half_swap)
         frames = data.unflatten(2, (-1, self.geometry.frame_size))  # refuses what is no whole number of frames
         x = self.seanet(call, torch.where(frames.abs() < LOUDEST, frames, 0.0).flatten(2))
-        x = self.transformer(call, x.transpose(1, 2))
-        latents = self.conv(call, self._downsample, x.transpose(1, 2)).transpose(1, 2)
+        x = self.transformer(call, x)
+        latents = self.conv(call, self._downsample, x).transpose(1, 2)
         call.tap("latents", latents)
         frames = latents.reshape(-1, self.geometry.hidden_size)
         codes = self.semantic(frames) + ([] if self.acoustic is None else self.acoustic(frames))
@@ -226,14 +236,13 @@ class StreamingDecoder(StreamingGraph):
     def step(self, call: Call, data: Tensor) -> Tensor:
         """See `StreamingGraph`."""
         semantic = self.geometry.num_semantic_quantizers
-        call.begin(self.geometry, data.shape[2] * self.geometry.tokens_per_frame)
+        call.begin(self.geometry, data.shape[2] * self.geometry.tokens_per_frame, self.half_swap)
         latents = self.semantic(data[:, :semantic])
         if self.acoustic is not None:
             latents = latents + self.acoustic(data[:, semantic:])
         call.tap("latents", latents)
         x = self.conv(call, self._upsample, latents.transpose(1, 2))
-        x = self.transformer(call, x.transpose(1, 2))
-        return self.seanet(call, x.transpose(1, 2))
+        return self.seanet(call, self.transformer(call, x))
 
 
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:

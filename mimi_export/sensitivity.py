@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from mimi_export.artifact import Artifact
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.convert import ALWAYS_FLOAT, Int8Options, convert_graph, patterns_for
+from mimi_export.convert import Int8Options, convert_graph, kept_float, patterns_for
 from mimi_export.errors import ArtifactError
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import Comparison
@@ -146,7 +146,7 @@ class _Graph:
     def rows(self) -> list[Row]:
         base = self._try("everything in 8 bits", self.options)
         rows = []
-        keep = patterns_for(self.kind, (*ALWAYS_FLOAT, *self.options.keep))
+        keep = patterns_for(self.kind, kept_float(self.options))
         names = [str(value.name) for value in float_weights(self.model)]
         for group in weight_groups(self.model):
             if all(matches(name, keep) for name in names if matches(name, (group,))):

@@ -58,6 +58,7 @@ CONVERSIONS: dict[str, dict[str, type]] = {
         "fine": list,
         "store": list,
         "signed": bool,
+        "codebooks": bool,
     },
 }
 

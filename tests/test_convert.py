@@ -42,7 +42,8 @@ CASES = {
     "portable fine": (Int8Options(fine=("*",), keep=(*FAST_CONVS, "decoder:*.projection")), 30),
     "portable signed": (Int8Options(signed=True), 25),
     "single": (Int8Options(target="single", block_size=16), 25),
-    "stored": (Int8Options(fine=("*",), store=("*.table", "convs.dec_8.weight")), 22),
+    "codebooks": (Int8Options(codebooks=True), 25),
+    "stored": (Int8Options(fine=("*",), store=("*.table", "convs.dec_8.*")), 22),
 }
 
 
@@ -121,7 +122,7 @@ def test_directory(parent, converted, case):
         assert taps <= {name for node in new.graph.node for name in node.output}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "codebooks"])
 def test_encoder_codebooks_stay_float(parent, converted, case):
     before, after = (
         {tensor.name: tensor for tensor in onnx.load(load_artifact(path).encoder_path).graph.initializer}
@@ -132,6 +133,13 @@ def test_encoder_codebooks_stay_float(parent, converted, case):
     for name in search:
         assert before[name].raw_data == after[name].raw_data
         assert after[name].data_type == onnx.TensorProto.FLOAT
+
+
+def test_encoder_codebooks_are_rounded_where_asked_for(converted):
+    tensors = onnx.load(load_artifact(converted("codebooks")).encoder_path).graph.initializer
+    books = [tensor for tensor in tensors if tensor.name.endswith(tuple(f".codebooks.{level}" for level in range(8)))]
+    assert len(books) == 8
+    assert {tensor.data_type for tensor in books} == {onnx.TensorProto.UINT8}
 
 
 def test_same_bytes_again(parent, tmp_path):

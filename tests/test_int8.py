@@ -9,6 +9,7 @@ from helpers import snr
 
 from mimi_export.errors import ConfigError
 from mimi_export.passes.int8_block import BlockProducts
+from mimi_export.passes.int8_codebooks import RoundedCodebooks
 from mimi_export.passes.int8_dynamic import DynamicProducts
 from mimi_export.passes.int8_products import find_products
 from mimi_export.passes.int8_rounding import round_groups
@@ -116,9 +117,69 @@ def test_one_tensor_is_rounded_once():
     other = RNG.standard_normal((70, 24)).astype(np.float32)
     text = "g (float[N, 70] x) => (float[N, 24] a, float[N, 24] b) WEIGHTS { a = MatMul (x, v)\n b = MatMul (x, w) }"
     model = DynamicProducts(fine=["w"])(graph(text, v=other, w=WEIGHT)).model
-    assert op_types(model).count("DynamicQuantizeLinear") == 2  # the activations, and what is left over for w
+    assert op_types(model).count("DynamicQuantizeLinear") == 1
+    assert op_types(model).count("QuantizeLinear") == 2  # coarse and fine for w, by the range that is there
     a, b = run(model, x=X[0])
     assert min(snr(X[0] @ other, a), snr(X[0] @ WEIGHT, b)) > 36
+
+
+@pytest.mark.parametrize("x", [X * 1e6, X - 3, np.abs(X), -np.abs(X), X * 0, X * 1e-30], ids=str)
+def test_fine_activations_of_any_range(x):
+    """The middle of the codes is zero, whatever the range: nothing may be out of reach."""
+    rounded = round_groups(np.ascontiguousarray(WEIGHT.T)).floats().T
+    bias = np.arange(24, dtype=np.float32)
+    x = x.astype(np.float32)
+    (y,) = run(DynamicProducts(fine=["w"])(product()).model, x=x)
+    step = 2 * float(np.abs(x).max()) / 255 / 255  # of the finer codes, at most
+    error = np.abs(y - (x.astype(np.float64) @ rounded + bias)).max()
+    assert error <= step * np.abs(rounded).sum(axis=0).max() + 1e-6 * np.abs(y).max()
+
+
+def test_fine_activations_before_opset_18():
+    model = product()
+    model.opset_imports[""] = 13
+    (y,) = run(DynamicProducts(fine=["w"])(model).model, x=X)
+    assert snr(TRUTH, y) > 40
+
+
+ENTRIES = RNG.standard_normal((50, 24)).astype(np.float32)
+OFFSETS = -(ENTRIES**2).sum(axis=1) / 2
+
+
+def search(text="score = Gemm <transB: int = 1> (r, books, offsets)\n code = ArgMax <axis: int = 1, keepdims: int = 0>"
+           " (score)\n entry = Gather (books, code)\n left = Sub (r, entry)"):  # fmt: skip
+    body = f"g (float[N, 24] r) => (float[N, 50] score, float[N, 24] left) WEIGHTS {{ {text} }}"
+    return graph(body, books=ENTRIES, offsets=OFFSETS)
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_codebooks(unsigned, optimize):
+    residual = RNG.standard_normal((7, 24)).astype(np.float32)
+    result = RoundedCodebooks(unsigned=unsigned)(search())
+    assert result.modified
+    score, left = run(result.model, optimize, r=residual)
+    assert 30 < snr(residual @ ENTRIES.T + OFFSETS, score) < 60
+    rounded = round_groups(ENTRIES).floats()
+    np.testing.assert_allclose(left, residual - rounded[score.argmax(axis=1)], atol=1e-6)
+    stored = [value.const_value for value in result.model.graph.initializers.values()]
+    assert sum(tensor.size == ENTRIES.size for tensor in stored) == 1, "entries stand in the file more than once"
+    assert not RoundedCodebooks(unsigned=unsigned)(result.model).modified
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "score = Gemm <transB: int = 1, alpha: float = 2.0> (r, books, offsets)\n left = Neg (r)",
+        "score = Gemm <transB: int = 1> (r, books)\n left = Neg (r)",
+        "score = Gemm <transB: int = 1> (r, books, offsets)\n more = MatMul (score, books)\n left = Neg (more)",
+        "score = Gemm <transB: int = 1> (r, books, offsets)\n m = ReduceSum (books)\n left = Mul (r, m)",
+    ],
+)
+def test_what_is_no_codebook_is_left(text):
+    model = search(text)
+    assert not RoundedCodebooks()(model).modified
+    assert not RoundedCodebooks(keep=["books"])(search()).modified
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,11 +14,12 @@ from transformers.models.mimi import modeling_mimi as mimi
 from mimi_export import upstream
 from mimi_export.network import ConvLayer
 from mimi_export.steps.attention import RingCache, WindowCache, keep_last
-from mimi_export.steps.conv import CausalConv, CausalConvTranspose, begin_conv
+from mimi_export.steps.conv import CausalConv, CausalConvTranspose
 from mimi_export.steps.conv_product import conv_step
+from mimi_export.steps.elu import elu
 from mimi_export.steps.product import product, product_weight
 from mimi_export.steps.quantizer import ResidualDecoder, ResidualEncoder
-from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
+from mimi_export.steps.rope import exact_rotation, half_swap, inverse_frequencies, phase_steps, rotate, rotation
 from mimi_export.steps.transformer import TransformerLayer
 
 ONE_LAYER = 120.0  # dB: float32 with sums in another order; one layer loses 10 to 15 dB of float32's 150
@@ -70,7 +69,7 @@ def test_convolution(sizes, lengths, pad_mode, bias, seed):
         outputs = []
         for index, block in enumerate(split(x, lengths, stride)):
             if state is not None:
-                state = begin_conv(layer, state, block, torch.tensor(index == 0))
+                state = block[:, :, :1].expand_as(state) if index == 0 and layer.pad_mode == "replicate" else state
             y, state = step(block, state)
             outputs.append(y)
             assert (state is None) == (layer.state_size == 0)
@@ -97,20 +96,6 @@ def test_transposed_convolution(stride, groups, lengths, bias, seed):
             assert partial.shape == (2, 8, layer.state_size)
             outputs.append(y)
         assert snr(wanted, torch.cat(outputs, dim=2)) >= ONE_LAYER
-
-
-def test_a_fresh_row_begins_anew_and_others_go_on():
-    """Garbage in the rows of a batch that begin with this call must not matter, and nothing else may change."""
-    x = torch.randn(3, 4, 6)
-    previous = torch.full((3, 4, 2), math.nan)
-    previous[1] = 7.0
-    fresh = torch.tensor([True, False, True])[:, None, None]
-    for pad_mode, wanted in (("constant", torch.zeros(4, 2)), ("replicate", x[0, :, :1].expand(4, 2))):
-        layer = ConvLayer("c", "conv", 4, 4, 3, pad_mode=pad_mode)
-        begun = begin_conv(layer, previous, x, fresh)
-        assert torch.equal(begun[0], wanted)
-        assert torch.equal(begun[1], previous[1])
-        assert torch.isfinite(begun).all()
 
 
 @pytest.mark.parametrize("length", [1, 15])
@@ -142,6 +127,18 @@ def test_rotation_is_upstreams(head_dim):
     assert snr(wanted[1], rotate(key, *angles)) >= ONE_LAYER
     exact = exact_rotation(positions, phase_steps(head_dim, 10000.0))
     assert snr(wanted[0], rotate(query, *exact)) >= 105  # upstream rounds its angles: 300 rad to 1.5e-5
+
+
+def test_half_swap_is_exact():
+    x = torch.randn(3, 8)
+    assert torch.equal(x @ half_swap(8), torch.cat([x[:, 4:], x[:, :4]], dim=1))
+
+
+def test_elu_is_upstreams():
+    x = torch.cat([torch.randn(10_000), torch.tensor([0.0, -0.0, 1e-9, -1e-9, 30.0, -30.0, 1e9, -1e9, 200.0])])
+    wanted = torch.nn.functional.elu(x.double())
+    assert float((elu(x).double() - wanted).abs().div(1 + wanted.abs()).max()) < 1.2e-7
+    assert elu(torch.tensor(float("nan"))).isnan()
 
 
 @pytest.mark.parametrize("origin", [1, 10**6, 2**31 - 400])
@@ -199,16 +196,16 @@ def test_transformer_with_a_window(changes):
         empty = torch.zeros(2, geometry.num_key_value_heads, 0, geometry.head_dim)
         states = [(empty, empty) for _ in layers]
         outputs, past = [], 0
-        for block in x.split(lengths, dim=1):
-            cache = WindowCache(geometry, states[0][0].shape[2], block.shape[1])
+        for block in x.transpose(0, 1).split(lengths):
+            cache = WindowCache(geometry, states[0][0].shape[2], block.shape[0])
             assert bool(cache.fresh) == (past == 0)
-            past += block.shape[1]
+            past += block.shape[0]
             y = block
             for index, layer in enumerate(layers):
                 y, *states[index] = layer(y, *states[index], cache)
                 kept = min(past, geometry.sliding_window - 1)
                 assert all(state.shape[2] == kept for state in states[index])
-            outputs.append(y)
+            outputs.append(y.transpose(0, 1))
         assert snr(wanted, torch.cat(outputs, dim=1)) >= ONE_LAYER - 10  # two layers, and a softmax in each
 
 
@@ -226,17 +223,17 @@ def test_transformer_with_a_ring(changes, new):
     states = [(1e3 * torch.randn(shape), 1e3 * torch.randn(shape)) for _ in layers]
     x = torch.randn(2, 60, 16)
     position, outputs = torch.zeros(2, 1, dtype=torch.int64), []
-    for call, block in enumerate(x.split(new, dim=1)):
+    for call, block in enumerate(x.transpose(0, 1).split(new)):
         if call * new == 20:
             position[1] = 0
-        cache = RingCache(geometry, position, new, capacity)
+        cache = RingCache(geometry, position, new, capacity, half_swap(geometry.head_dim))
         assert torch.equal(cache.fresh[:, :, 0], position == 0)
         y = block
         for index, layer in enumerate(layers):
             y, *states[index] = layer(y, *states[index], cache)
             assert all(state.shape == shape for state in states[index])
         position = cache.next_position
-        outputs.append(y)
+        outputs.append(y.transpose(0, 1))
     assert position.flatten().tolist() == [60, 40]
     found = torch.cat(outputs, dim=1)
     assert snr(reference(x[:1]).last_hidden_state, found[:1]) >= ONE_LAYER - 10

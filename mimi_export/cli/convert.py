@@ -67,6 +67,13 @@ Signed = Annotated[
         "without VNNI then saturate and give wrong results.",
     ),
 ]
+Codebooks = Annotated[
+    bool,
+    typer.Option(
+        "--round-codebooks",
+        help="Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 2 of 100 codes.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -110,6 +117,7 @@ def convert_int8(
     fine: Fine = None,
     store: Store = None,
     signed: Signed = False,
+    round_codebooks: Codebooks = False,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -121,7 +129,7 @@ def convert_int8(
       mimi-export convert int8 IN OUT --fine '*' --keep-float 'decoder:*.projection'
       mimi-export convert int8 IN OUT --target single --block-size 128
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed)
+    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed, round_codebooks)
     run_conversion(input_dir, output_dir, options, name, force, json)
 
 
@@ -167,6 +175,7 @@ def sensitivity(
     keep_float: Keep = None,
     fine: Fine = None,
     signed: Signed = False,
+    round_codebooks: Codebooks = False,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
     json: Json = False,
 ) -> None:
@@ -179,7 +188,9 @@ def sensitivity(
     Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
     made in turn, and need a quiet machine.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    options = _int8_options(target, block_size, bits, keep_float, fine if fine is not None else [], None, signed)
+    options = _int8_options(
+        target, block_size, bits, keep_float, fine if fine is not None else [], None, signed, round_codebooks
+    )
     with needs_extra("export", "mimi-export sensitivity"):
         from mimi_export.checkpoint import load_checkpoint
         from mimi_export.parity.clips import clips_from_files
@@ -208,6 +219,7 @@ def _int8_options(
     fine: list[str] | None,
     store: list[str] | None,
     signed: bool,
+    codebooks: bool,
 ) -> Int8Options:
     with needs_extra("export", "mimi-export convert"):
         from mimi_export.convert import FINE, Int8Options
@@ -219,6 +231,7 @@ def _int8_options(
         fine=FINE if fine is None else tuple(fine),
         store=tuple(store or ()),
         signed=signed,
+        codebooks=codebooks,
     )
 
 

@@ -5,24 +5,31 @@
 Every onnxruntime runs it, and fuses it into one operator where it has one. The weights have a scale for each output.
 The activations have one scale for the whole tensor, so the rows of a batch share their range.
 
-Where 8 bits of the activations are too few, what the rounding left over is rounded and multiplied as well:
+Where 8 bits of the activations are too few, what the rounding left over is rounded as well and goes through the same
+product as further rows: 16 bits of activations, no byte more of weights, and no second reading of them, which is what
+a product of few rows costs.
 
-    x ──► rounded ─────────────► product ──► Add ──► y          16 bits of activations, no byte more of weights
-    └──► Sub(rounded) ──► rounded ──► product ──┘
+    x ──► rounded ──┬──────────────────────► Concat ──► MatMulInteger ──► … ──► Split ──────────► Add ──► y
+                    └──► x - it ──► rounded ──┘                              └──► Mul(1/255) ──┘
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from mimi_export.passes.builder import Builder
 from mimi_export.passes.int8_products import Product, RoundedResult, RoundedWeight, find_products, snr_db
 from mimi_export.passes.int8_rounding import round_groups
 from mimi_export.passes.weights import SCALES, matches, new_initializer
 
 OLDEST_OPSET = 11  # DynamicQuantizeLinear
+SPLIT_COUNTS_OPSET = 18  # Split wants to be told into how many
+FINER = 255  # steps of the second rounding in one of the first
 
 
 class DynamicProducts(ir.passes.FunctionalPass):
@@ -71,7 +78,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
         builders: dict[ir.Value, _Activations] = {}
         weights = []
         for product in products:
-            activations = builders.setdefault(product.x, _Activations(product.x, product.name))
+            activations = builders.setdefault(product.x, _Activations(model.graph, product.x, product.name))
             weights.append(self._replace(model.graph, product, activations))
         return RoundedResult(model, bool(weights), tuple(weights))
 
@@ -82,7 +89,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed a float product")
 
     def _replace(self, graph: ir.Graph, product: Product, activations: _Activations) -> RoundedWeight:
-        name, matrix, y = product.name, product.matrix(), product.y
+        name, matrix = product.name, product.matrix()
         rounded = round_groups(np.ascontiguousarray(matrix.T))
         codes = np.ascontiguousarray(rounded.codes.T)
         stored = (codes.astype(np.int16) + 128).astype(np.uint8) if self.unsigned else codes
@@ -90,81 +97,89 @@ class DynamicProducts(ir.passes.FunctionalPass):
         scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
         if self.unsigned:
             weight.append(new_initializer(graph, f"{name}.zero_point", np.array(128, np.uint8)))
-        build = _Builder()
+        build = Builder()
         fine = matches(name, self.fine)
-        result = _multiply(build, name, activations.coarse(build), weight, scales)
+        codes_of = activations.fine if fine else activations.coarse
+        result = multiply_integers(build, name, codes_of(build), weight, scales)
         if fine:
-            rest = _multiply(build, f"{name}.rest", activations.rest(build), weight, scales)
-            result = build("Add", [result, rest], f"{name}.sum")
+            result = activations.join(build, name, result)
         if product.bias is not None:
             result = build("Add", [result, product.bias], f"{name}.bias")
-        result.name, result.type, result.shape = y.name, y.type, y.shape
-        ir.convenience.replace_nodes_and_values(graph, product.node, [product.node], build.nodes, [y], [result])
+        build.replace(graph, product.node, result)
         form = f"8-bit product with {16 if fine else 8}-bit activations"
         after = stored.nbytes + rounded.scales.nbytes
         return RoundedWeight(name, form, matrix.nbytes, after, snr_db(matrix.T, rounded.floats()))
 
 
-class _Builder:
-    """Collects new nodes; a node's outputs are named after it."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-
-    def __call__(
-        self, op_type: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, int] | None = None
-    ) -> ir.Value:
-        """Add a node and give its output."""
-        return self.add(op_type, inputs, name, attributes, (".output",))[0]
-
-    def add(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        name: str,
-        attributes: dict[str, int] | None,
-        suffixes: Sequence[str],
-    ) -> Sequence[ir.Value]:
-        """Add a node with an output for each suffix."""
-        node = ir.node(op_type, list(inputs), attributes or {}, num_outputs=len(suffixes), name=name)
-        for output, suffix in zip(node.outputs, suffixes, strict=True):
-            output.name = name + suffix
-        self.nodes.append(node)
-        return node.outputs
-
-
 class _Activations:
     """The rounded forms of one tensor; each is built when the first product asks for it, in front of that product."""
 
-    def __init__(self, x: ir.Value, name: str) -> None:
+    def __init__(self, graph: ir.Graph, x: ir.Value, name: str) -> None:
+        self._graph = graph
         self._x = x
         self._name = f"{name}.activations"
         self._coarse: Sequence[ir.Value] | None = None
-        self._rest: Sequence[ir.Value] | None = None
+        self._fine: Sequence[ir.Value] | None = None
 
-    def coarse(self, build: _Builder) -> Sequence[ir.Value]:
+    def coarse(self, build: Builder) -> Sequence[ir.Value]:
         """Codes uint8, scale and zero point of the tensor."""
         if self._coarse is None:
-            self._coarse = _round(build, self._x, self._name)
+            self._coarse = round_activations(build, self._x, self._name)
         return self._coarse
 
-    def rest(self, build: _Builder) -> Sequence[ir.Value]:
-        """The same of what the first rounding left over."""
-        if self._rest is None:
-            floats = build("DequantizeLinear", self.coarse(build), f"{self._name}.coarse")
-            left = build("Sub", [self._x, floats], f"{self._name}.left")
-            self._rest = _round(build, left, f"{self._name}.rest")
-        return self._rest
+    def fine(self, build: Builder) -> Sequence[ir.Value]:
+        """The same of the tensor and, behind it on the first axis, of `FINER` times what its rounding left over.
+
+        Twice the step of `DynamicQuantizeLinear` reaches every value with the zero point in the middle, which the
+        rest needs, and both must have one zero point. Twice a scale is exact: no value is out of reach by rounding.
+        """
+        if self._fine is None:
+            name = self._name
+            zero = self._constant("middle", np.array(128, np.uint8))
+            scale = build(
+                "Mul", [self.coarse(build)[1], self._constant("two", np.array(2, np.float32))], f"{name}.step"
+            )
+            codes = build("QuantizeLinear", [self._x, scale, zero], f"{name}.high")
+            floats = build("DequantizeLinear", [codes, scale, zero], f"{name}.floats")
+            left = build("Sub", [self._x, floats], f"{name}.left")
+            finer = build("Mul", [scale, self._share()], f"{name}.finer")
+            rest = build("QuantizeLinear", [left, finer, zero], f"{name}.low")
+            self._fine = (build("Concat", [codes, rest], f"{name}.both", {"axis": 0}), scale, zero)
+        return self._fine
+
+    def join(self, build: Builder, name: str, products: ir.Value) -> ir.Value:
+        """Add the two halves of a product of `fine` codes."""
+        opset = self._graph.opset_imports.get("", 0)
+        attributes = {"axis": 0, **({"num_outputs": 2} if opset >= SPLIT_COUNTS_OPSET else {})}
+        high, low = build.add("Split", [products], f"{name}.halves", attributes, (".high", ".low"))
+        return build("Add", [high, build("Mul", [low, self._share()], f"{name}.low")], f"{name}.sum")
+
+    def _share(self) -> ir.Value:
+        return self._constant("finer", np.array(1 / FINER, np.float32))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A constant that all products of the graph share."""
+        name = f"fine_activations.{name}"
+        return self._graph.initializers.get(name) or new_initializer(self._graph, name, array)
 
 
-def _round(build: _Builder, x: ir.Value, name: str) -> Sequence[ir.Value]:
+def round_activations(build: Builder, x: ir.Value, name: str) -> Sequence[ir.Value]:
+    """Codes uint8, scale and zero point of `x`, by its own range."""
     return build.add("DynamicQuantizeLinear", [x], name, None, (".codes", ".scale", ".zero_point"))
 
 
-def _multiply(
-    build: _Builder, name: str, activations: Sequence[ir.Value], weight: Sequence[ir.Value], scales: ir.Value
+def multiply_integers(
+    build: Builder, name: str, activations: Sequence[ir.Value], weight: Sequence[ir.Value], scales: ir.Value
 ) -> ir.Value:
-    """Integers times integers, then both scales; nodes in the order and form that onnxruntime fuses."""
+    """Integers times integers, then both scales; nodes in the order and form that onnxruntime fuses.
+
+    Args:
+        build: takes the nodes.
+        name: begins their names.
+        activations: codes, scale and zero point.
+        weight: codes `[in, out]` and, for unsigned ones, their zero point.
+        scales: `[out]`.
+    """
     codes, x_scale, x_zero = activations
     sums = build("MatMulInteger", [codes, weight[0], x_zero, *weight[1:]], f"{name}.integers")
     wide = build("Cast", [sums], f"{name}.cast", {"to": int(ir.DataType.FLOAT)})

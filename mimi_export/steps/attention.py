@@ -16,27 +16,27 @@ from mimi_export.geometry import Geometry
 from mimi_export.steps.product import product, product_weight
 from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
 
-FEW_QUERIES = 4
+FEW_TOKENS = 4
 
 
 class CacheStep(Protocol):
     """How one call of a layout treats keys and values; the same for every layer."""
 
     bias: Tensor
-    """Added to attention logits `[B, heads, T, keys]`: minus infinity where a query may not look."""
+    """Added to attention logits `[T, B, groups, queries, keys]`: minus infinity where a query may not look."""
 
     def update(
-        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, fused: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Turn queries and keys to their positions and join the past.
 
         Args:
-            query_key: `[B, heads + key/value heads, T, D]`, queries and keys of this call.
-            value: `[B, key/value heads, T, D]` of this call.
-            past_key, past_value: what the call before handed on.
+            fused: `[T, B, heads + 2 · groups, 1, D]`: queries, keys and values of this call.
+            past_key, past_value: what the call before handed on, `[B, groups, past, D]`.
 
         Returns:
-            Queries, the keys and values to attend to, and the keys and values to hand to the next call.
+            Queries `[T, B, heads, 1, D]`, the keys and values to attend to `[B, groups, keys, D]`, and the keys and
+            values to hand to the next call.
         """
 
 
@@ -56,7 +56,7 @@ def _(x: Tensor, length: int) -> Tensor:
 
 @torch.library.custom_op("mimi_export::write_slots", mutates_args=())
 def write_slots(ring: Tensor, places: Tensor, new: Tensor) -> Tensor:
-    """`ring` `[B, heads, C, D]` with rows of D replaced: `places` int64 `[B, heads, T, 3]` says where `new` goes.
+    """`ring` `[B, groups, C, D]` with rows of D replaced: `places` int64 `[…, 3]` says where those of `new` go.
 
     One `ScatterND` in ONNX, which copies whole rows and works in place where past and present share a buffer.
     """
@@ -83,25 +83,26 @@ class WindowCache:
 
     def __init__(self, geometry: Geometry, past: int, new: int) -> None:
         self._keep = geometry.sliding_window - 1
+        self._groups = geometry.num_key_value_heads
         positions = torch.arange(past + new)
         frequencies = inverse_frequencies(geometry.head_dim, geometry.rope_theta)
         self._cos, self._sin = rotation(positions, frequencies)
-        self._query_cos, self._query_sin = self._cos[past:], self._sin[past:]
+        self._query_turn = [factor[past:, None, None, None] for factor in (self._cos, self._sin)]
         queries = positions[past:]
         age = queries[:, None] - positions[None, :]
         visible = (age >= 0) & (age < geometry.sliding_window)
-        self.bias = torch.where(visible, 0.0, -math.inf)
+        self.bias = torch.where(visible, 0.0, -math.inf)[:, None, None, None]
         self.fresh = queries[:1] == 0
 
     def update(
-        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, fused: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
-        groups = value.shape[1]
-        query, key = query_key.split([query_key.shape[1] - groups, groups], dim=1)
+        query, key, value = _split_heads(fused, self._groups)
+        key, value = (new.squeeze(3).permute(1, 2, 0, 3) for new in (key, value))
         keys = torch.cat([past_key, key], dim=2)
         values = torch.cat([past_value, value], dim=2)
-        query = rotate(query, self._query_cos, self._query_sin)
+        query = rotate(query, *self._query_turn)
         turned = rotate(keys, self._cos, self._sin)
         return query, turned, values, keep_last(keys, self._keep), keep_last(values, self._keep)
 
@@ -109,45 +110,54 @@ class WindowCache:
 class RingCache:
     """A ring of `capacity` slots for each row, written at `position mod capacity`; keys are turned once, when written.
 
-    Slot j holds the newest position that is congruent to j. A slot that no token of this stream has written would
-    hold a negative position: it is masked, so a row begins anew wherever its position is 0, whatever finite values
-    its slots hold.
+    Slot j holds the newest position that is congruent to j, so its token is `(position - j) mod capacity` tokens old.
+    Where a row's stream has not run as long as that, no token of it has written the slot: it is masked, so a row
+    begins anew wherever its position is 0, whatever finite values its slots hold. A slot that a later token of the
+    same call has written looks at least `window` tokens old, for there are `window + T - 1` of them.
 
     Args:
         geometry: sizes of the model.
         position: int64 `[B, 1]`, tokens of each row's stream before this call.
         new: tokens of this call.
         capacity: slots, at least `window + new - 1`.
+        swap: `half_swap(head_dim)`.
     """
 
-    def __init__(self, geometry: Geometry, position: Tensor, new: int, capacity: int) -> None:
-        tokens = position + torch.arange(new)  # [B, T]
-        steps = phase_steps(geometry.head_dim, geometry.rope_theta)
-        cos, sin = exact_rotation(tokens, steps)
-        self._cos, self._sin = cos[:, None], sin[:, None]
-        heads = geometry.num_key_value_heads
-        slots = torch.remainder(tokens, capacity)[:, None].expand(-1, heads, -1)
-        rows = torch.arange(tokens.shape[0])[:, None, None].expand(-1, heads, new)
-        groups = torch.arange(heads)[None, :, None].expand(tokens.shape[0], -1, new)
-        self._places = torch.stack([rows, groups, slots], dim=-1)
-        last = tokens[:, -1:]
-        held = last - torch.remainder(last - torch.arange(capacity), capacity)  # [B, C]
-        age = tokens[:, :, None] - held[:, None, :]
-        visible = (age >= 0) & (age < geometry.sliding_window) & (held >= 0)[:, None, :]
-        self.bias = torch.where(visible, 0.0, -math.inf)[:, None]
+    def __init__(self, geometry: Geometry, position: Tensor, new: int, capacity: int, swap: Tensor) -> None:
+        groups, heads = geometry.num_key_value_heads, geometry.num_attention_heads
+        self._groups = groups
+        positions = position.reshape(1, -1, 1, 1) + torch.arange(new).reshape(-1, 1, 1, 1)  # [T, B, 1, 1]
+        tokens = positions[..., None]
+        turns = (torch.arange(heads + 2 * groups) < heads + groups).to(torch.float32)[:, None, None]
+        cos, sin = exact_rotation(positions, phase_steps(geometry.head_dim, geometry.rope_theta))
+        self._cos, self._sin = cos * turns + (1 - turns), sin * turns  # values are not turned
+        self._swap = swap
+        rows = torch.arange(tokens.shape[1]).reshape(1, -1, 1, 1, 1)
+        group = torch.arange(groups).reshape(1, 1, -1, 1, 1)
+        row_axis, group_axis, slot_axis = torch.eye(3, dtype=torch.int64)
+        slots = torch.remainder(tokens, capacity)
+        self._places = slots * slot_axis + (rows * row_axis + group * group_axis)  # [T, B, groups, 1, 3]
+        age = torch.remainder(tokens - torch.arange(capacity), capacity)  # [T, B, 1, 1, C]
+        visible = age < torch.clamp(tokens + 1, max=geometry.sliding_window)
+        self.bias = torch.where(visible, 0.0, -math.inf)
         self.fresh = (position == 0)[:, :, None]
         self.next_position = position + new
 
     def update(
-        self, query_key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor
+        self, fused: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
-        groups = value.shape[1]
-        turned = rotate(query_key, self._cos, self._sin)
-        query, key = turned.split([query_key.shape[1] - groups, groups], dim=1)
+        turned = fused * self._cos + (fused @ self._swap) * self._sin
+        query, key, value = _split_heads(turned, self._groups)
         keys = write_slots(past_key, self._places, key)
         values = write_slots(past_value, self._places, value)
         return query, keys, values, keys, values
+
+
+def _split_heads(fused: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`."""
+    query, key, value = fused.split([fused.shape[2] - 2 * groups, groups, groups], dim=2)
+    return query, key, value
 
 
 class Attention(nn.Module):
@@ -179,36 +189,34 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            x: `[B, T, hidden]`.
-            past_key, past_value: `[B, key/value heads, past, D]`.
+            x: `[T, B, hidden]`, time first: a query of each token then meets the keys of its row where they lie.
+            past_key, past_value: `[B, groups, past, D]`.
             cache: this call's positions.
 
         Returns:
-            `[B, T, hidden]` and the keys and values for the next call.
+            `[T, B, hidden]` and the keys and values for the next call.
         """
         g = self.geometry
-        groups, dim = g.num_key_value_heads, g.head_dim
-        tokens = x.shape[1]
-        fused = product(x, self.qkv, self.qkv_bias)
-        fused = fused.reshape(-1, tokens, g.num_attention_heads + 2 * groups, dim).transpose(1, 2)
-        query_key, value = fused.split([g.num_attention_heads + groups, groups], dim=1)
-        query, keys, values, present_key, present_value = cache.update(query_key, value, past_key, past_value)
-        if groups != g.num_attention_heads:
-            keys = keys.repeat_interleave(g.num_attention_heads // groups, dim=1)
-            values = values.repeat_interleave(g.num_attention_heads // groups, dim=1)
-        heads = attend(query, keys, values, cache.bias)
-        heads = heads.transpose(1, 2).reshape(-1, tokens, g.num_attention_heads * dim)
-        return product(heads, self.out, self.out_bias), present_key, present_value
+        groups, heads, dim = g.num_key_value_heads, g.num_attention_heads, g.head_dim
+        tokens = x.shape[0]
+        fused = product(x, self.qkv, self.qkv_bias).reshape(tokens, -1, heads + 2 * groups, 1, dim)
+        query, keys, values, present_key, present_value = cache.update(fused, past_key, past_value)
+        if heads != groups:
+            query = query.reshape(tokens, -1, groups, heads // groups, dim)
+        y = attend(query, keys, values, cache.bias).reshape(tokens, -1, heads * dim)
+        return product(y, self.out, self.out_bias), present_key, present_value
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention of `[B, heads, T, D]` queries over `[B, heads, keys, D]`; the scale is in the queries.
+    """Softmax attention of queries `[T, B, groups, queries, D]` over `[B, groups, keys, D]`; gives the queries' shape.
 
-    A known small T makes every query a row of its own: a product of one row reads keys and values where they lie,
-    one of two rows would first pack a copy of them.
+    The queries of a group share its keys. Tokens of a known small number are taken one by one: their products read
+    keys and values where they lie, one of many rows would first pack a copy of them. The scale is in the queries.
     """
-    if isinstance(query.shape[2], int) and query.shape[2] <= FEW_QUERIES:
-        query, keys, values = query.unsqueeze(3), keys.unsqueeze(2), values.unsqueeze(2)
-        weights = torch.softmax(query @ keys.transpose(3, 4) + bias.unsqueeze(-2), dim=-1)
-        return (weights @ values).squeeze(3)
-    return torch.softmax(query @ keys.transpose(2, 3) + bias, dim=-1) @ values
+    if isinstance(query.shape[0], int) and query.shape[0] <= FEW_TOKENS:
+        return torch.softmax(query @ keys.transpose(2, 3) + bias, dim=-1) @ values
+    tokens, queries = query.shape[0], query.shape[3]
+    rows = query.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [B, groups, T · queries, D]
+    bias = bias.expand(-1, -1, -1, queries, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    y = torch.softmax(rows @ keys.transpose(2, 3) + bias, dim=-1) @ values
+    return y.unflatten(2, (tokens, queries)).permute(2, 0, 1, 3, 4)

@@ -79,20 +79,3 @@ class CausalConvTranspose(nn.Module):
         size = layer.state_size
         now = torch.cat([y[:, :, :size] + partial, y[:, :, size:length]], dim=2)
         return now if self.bias is None else now + self.bias, y[:, :, length:]
-
-
-def begin_conv(layer: ConvLayer, previous: Tensor, x: Tensor, fresh: Tensor) -> Tensor:
-    """The samples before the first call of a stream: upstream's left padding.
-
-    Args:
-        layer: the convolution, with `pad_mode` `constant` (zeros) or `replicate` (its first sample).
-        previous: `[B, in, state_size]`, as the client gave it.
-        x: `[B, in, T]`, what the convolution is called with.
-        fresh: bool, `[]` or `[B, 1, 1]`: true where a stream begins with this call.
-
-    Returns:
-        `previous`, replaced where `fresh`.
-    """
-    if layer.pad_mode == "replicate":
-        return torch.where(fresh, x[:, :, :1], previous)
-    return torch.where(fresh, torch.zeros_like(x[:, :1, :1]), previous)

@@ -94,22 +94,25 @@ class ProductConvTranspose(nn.Module):
     """`CausalConvTranspose` as a product and an overlap-add; see there for arguments and shapes.
 
     The columns of the product are ordered (half, sample, channel), so that its rows are already the samples in time:
-    the overlap-add works on `[B, samples, channels]` without moving anything.
+    the overlap-add works on `[B, samples, channels]` without moving anything. Many rows are multiplied by each half
+    of the weights in turn, which saves taking the result apart; for few rows one product is less to do than two.
     """
 
     def __init__(self, layer: ConvLayer, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.layer = layer
         ins, outs, _ = weight.shape
-        halves = weight.reshape(ins, outs, 2, layer.stride).permute(0, 2, 3, 1)
-        self.weight = nn.Parameter(halves.reshape(ins, -1).detach().contiguous(), requires_grad=False)
+        halves = weight.detach().reshape(ins, outs, 2, layer.stride).permute(2, 0, 3, 1).reshape(2, ins, -1)
+        matrices = list(halves) if layer.steps > MANY_STEPS else [torch.cat(list(halves), dim=1)]
+        self.weights = nn.ParameterList([nn.Parameter(matrix.contiguous(), requires_grad=False) for matrix in matrices])
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, in, T]` to `[B, out, T·stride]`."""
         layer = self.layer
         steps, outs, stride = x.shape[2], layer.out_channels, layer.stride
-        halves = product(x.transpose(1, 2), self.weight).split(outs * stride, dim=2)
+        products = [product(x.transpose(1, 2), weight) for weight in self.weights]
+        halves = products if len(products) > 1 else products[0].split(outs * stride, dim=2)
         first, second = (half.reshape(-1, steps * stride, outs) for half in halves)
         overlap = torch.cat([partial.transpose(1, 2), second], dim=1)
         now = first + overlap[:, : steps * stride]

@@ -46,6 +46,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
+def half_swap(head_dim: int) -> Tensor:
+    """The matrix `[D, D]` that exchanges the halves of `[…, D]`, exactly: for few rows a product is one cheap node."""
+    return torch.eye(head_dim).roll(head_dim // 2, dims=1)
+
+
 def _factors(angle: Tensor) -> tuple[Tensor, Tensor]:
     """`(cos, cos)` and `(-sin, sin)` of `[…, D/2]` angles."""
     cos, sin = torch.cos(angle), torch.sin(angle)

@@ -45,7 +45,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x: Tensor, past_key: Tensor, past_value: Tensor, cache: CacheStep
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Map `[B, T, hidden]` to the same shape; keys and values as in `Attention`."""
+        """Map `[T, B, hidden]` to the same shape; keys and values as in `Attention`."""
         attended, key, value = self.attention(self.norm1(x), past_key, past_value, cache)
         x = x + attended
         return x + product(self.activation(product(self.norm2(x), self.fc1)), self.fc2), key, value
