@@ -7,7 +7,8 @@ positions are known is a *cache* object, built once a call and shared by all lay
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,17 @@ from mimi_export.steps.rope import exact_rotation, inverse_frequencies, phase_st
 FEW_TOKENS = 4
 
 
+# Queries [T, B, heads, 1, D] and keys [B, groups, keys, D]: the logits are the sum of their products.
+Terms: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+
+
 class CacheStep(Protocol):
     """How one call of a layout treats keys and values; the same for every layer."""
 
     bias: Tensor
     """Added to attention logits `[T, B, groups, queries, keys]`: minus infinity where a query may not look."""
 
-    def update(
-        self, fused: Tensor, past_key: Tensor, past_value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """Turn queries and keys to their positions and join the past.
 
         Args:
@@ -35,8 +38,8 @@ class CacheStep(Protocol):
             past_key, past_value: what the call before handed on, `[B, groups, past, D]`.
 
         Returns:
-            Queries `[T, B, heads, 1, D]`, the keys and values to attend to `[B, groups, keys, D]`, and the keys and
-            values to hand to the next call.
+            Terms of the logits, values to attend to `[B, groups, keys, D]`, and the keys and values to hand to the
+            next call.
         """
 
 
@@ -73,7 +76,11 @@ def _(ring: Tensor, _places: Tensor, _new: Tensor) -> Tensor:
 class WindowCache:
     """The last `window - 1` tokens, newest last; keys unrotated, turned at positions 0 … past + T - 1 each call.
 
-    The absolute position is not known and not needed: every token that a query may see is here, in order.
+    The absolute position is not known and not needed: every token that a query may see is here, in order. To turn the
+    keys, `turn(k) = k·cos + swap(k)·sin`, takes five passes over all of them. Two are enough, since `sin` has opposite
+    signs in the two halves:
+
+        q · turn(k) = q · (k·cos) - swap(q) · (k·sin)
 
     Args:
         geometry: sizes of the model.
@@ -94,17 +101,16 @@ class WindowCache:
         self.bias = torch.where(visible, 0.0, -math.inf)[:, None, None, None]
         self.fresh = queries[:1] == 0
 
-    def update(
-        self, fused: Tensor, past_key: Tensor, past_value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
         query, key, value = _split_heads(fused, self._groups)
         key, value = (new.squeeze(3).permute(1, 2, 0, 3) for new in (key, value))
         keys = torch.cat([past_key, key], dim=2)
         values = torch.cat([past_value, value], dim=2)
         query = rotate(query, *self._query_turn)
-        turned = rotate(keys, self._cos, self._sin)
-        return query, turned, values, keep_last(keys, self._keep), keep_last(values, self._keep)
+        first, second = query.chunk(2, dim=-1)
+        terms = (query, keys * self._cos), (torch.cat([-second, -first], dim=-1), keys * self._sin)
+        return terms, values, keep_last(keys, self._keep), keep_last(values, self._keep)
 
 
 class RingCache:
@@ -143,15 +149,13 @@ class RingCache:
         self.fresh = (position == 0)[:, :, None]
         self.next_position = position + new
 
-    def update(
-        self, fused: Tensor, past_key: Tensor, past_value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """See `CacheStep`."""
         turned = fused * self._cos + (fused @ self._swap) * self._sin
         query, key, value = _split_heads(turned, self._groups)
         keys = write_slots(past_key, self._places, key)
         values = write_slots(past_value, self._places, value)
-        return query, keys, values, keys, values
+        return [(query, keys)], values, keys, values
 
 
 def _split_heads(fused: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,23 +204,26 @@ class Attention(nn.Module):
         groups, heads, dim = g.num_key_value_heads, g.num_attention_heads, g.head_dim
         tokens = x.shape[0]
         fused = product(x, self.qkv, self.qkv_bias).reshape(tokens, -1, heads + 2 * groups, 1, dim)
-        query, keys, values, present_key, present_value = cache.update(fused, past_key, past_value)
+        terms, values, present_key, present_value = cache.update(fused, past_key, past_value)
         if heads != groups:
-            query = query.reshape(tokens, -1, groups, heads // groups, dim)
-        y = attend(query, keys, values, cache.bias).reshape(tokens, -1, heads * dim)
+            terms = [(query.reshape(tokens, -1, groups, heads // groups, dim), keys) for query, keys in terms]
+        y = attend(terms, values, cache.bias).reshape(tokens, -1, heads * dim)
         return product(y, self.out, self.out_bias), present_key, present_value
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention of queries `[T, B, groups, queries, D]` over `[B, groups, keys, D]`; gives the queries' shape.
+def attend(terms: Terms, values: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of queries `[T, B, groups, queries, D]`; gives their shape. The scale is in the queries.
 
-    The queries of a group share its keys. Tokens of a known small number are taken one by one: their products read
-    keys and values where they lie, one of many rows would first pack a copy of them. The scale is in the queries.
+    The queries of a group share its keys `[B, groups, keys, D]`. Tokens of a known small number are taken one by one:
+    their products read keys and values where they lie, one of many rows would first pack a copy of them.
     """
-    if isinstance(query.shape[0], int) and query.shape[0] <= FEW_TOKENS:
-        return torch.softmax(query @ keys.transpose(2, 3) + bias, dim=-1) @ values
-    tokens, queries = query.shape[0], query.shape[3]
-    rows = query.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [B, groups, T · queries, D]
-    bias = bias.expand(-1, -1, -1, queries, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
-    y = torch.softmax(rows @ keys.transpose(2, 3) + bias, dim=-1) @ values
-    return y.unflatten(2, (tokens, queries)).permute(2, 0, 1, 3, 4)
+    tokens, _, _, queries, _ = terms[0][0].shape
+    few = isinstance(tokens, int) and tokens <= FEW_TOKENS
+    if not few:
+        terms = [(query.permute(1, 2, 0, 3, 4).flatten(2, 3), keys) for query, keys in terms]
+        bias = bias.expand(-1, -1, -1, queries, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    logits = bias
+    for query, keys in terms:
+        logits = query @ keys.transpose(2, 3) + logits
+    y = torch.softmax(logits, dim=-1) @ values
+    return y if few else y.unflatten(2, (tokens, queries)).permute(2, 0, 1, 3, 4)
