@@ -353,11 +353,13 @@ def test_published_script(monkeypatch):
     assert seen == [["convert", "fp16", "a", "b"]]
 
 
-def test_sensitivity(parent, tiny_checkpoint):
+def test_sensitivity(parent, tiny_checkpoint, monkeypatch):
+    from mimi_export import sensitivity
     from mimi_export.sensitivity import measure_sensitivity, speech_clip
 
+    monkeypatch.setattr(sensitivity, "TIMED_CALLS", 3)
     options = Int8Options(fine=("convs.*", "*.projection"))
-    rows = measure_sensitivity(load_artifact(parent), tiny_checkpoint, speech_clip(24000, 2.0), options, seconds=2.0)
+    rows = measure_sensitivity(load_artifact(parent), tiny_checkpoint, speech_clip(24000, 1.0), options, seconds=1.0)
     for kind in GRAPH_KINDS:
         base, *others = [row for row in rows if row.graph == kind]
         assert base.group == "(all)"
