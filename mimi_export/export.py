@@ -144,7 +144,7 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
     )
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         tapped = Tapped(module, arguments)
         program = torch.onnx.export(
             tapped,
@@ -193,7 +193,7 @@ def _dims(graph: GraphSpec, geometry: Geometry) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's progress prints and notes about its own internals from the user's terminal."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
