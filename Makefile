@@ -10,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
+OLDEST ?= .venv-oldest
 PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 MODEL ?= synthetic
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-compat lint format build parity bench bench-peers node-deps clean
+.PHONY: help install demo test test-fast test-compat test-oldest lint format build parity bench bench-peers node-deps clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -79,6 +80,20 @@ test-compat:  ## the fast tests against an old transformers that is still a corr
 	$(COMPAT)/bin/python -m pip install --quiet torch==2.13.0
 	$(COMPAT)/bin/python -m pip install --quiet --editable '.[export,dev]' 'transformers==5.5.*' torch==2.13.0
 	$(COMPAT)/bin/python -m pytest -m "not slow"
+
+# `numpy>=1.26` of pyproject.toml becomes `numpy~=1.26.0`. These packages are for Python up to 3.12.
+LOWER_BOUNDS = $(shell sed -nE '/^dependencies = /,/^\]/ s/^ *"([a-z]+)>=([0-9.]+)",/\1~=\2.0/p' pyproject.toml)
+
+test-oldest: $(STAMP)  ## tiny variants in the oldest onnxruntime and other packages that a base install allows
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable . $(LOWER_BOUNDS)
+	rm -rf build/oldest
+	$(BIN)/mimi-export export --model synthetic:tiny --output-dir build/oldest/window
+	$(BIN)/mimi-export export --model synthetic:tiny --kv-cache ring --output-dir build/oldest/ring
+	for layout in window ring; do for precision in fp16 int8; do \
+		$(BIN)/mimi-export convert $$precision build/oldest/$$layout build/oldest/$$layout-$$precision || exit; done; done
+	$(OLDEST)/bin/mimi-export encode --help >/dev/null
+	for variant in build/oldest/*; do $(OLDEST)/bin/mimi-export verify $$variant || exit; done
 
 node-deps:  ## the npm packages of the Node tests, as locked
 	cd tests/node && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund

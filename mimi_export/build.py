@@ -127,6 +127,7 @@ def _export(name: str, recipe: ExportRecipe, checkpoint: Checkpoint, path: Path,
         name=name,
         layout=recipe.layout,
         frames_per_call=recipe.frames_per_call,
+        batch=recipe.batch,
         force=True,
         progress=lambda text: progress(f"{name}: {text}"),
     )

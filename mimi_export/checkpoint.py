@@ -25,10 +25,10 @@ from mimi_export.errors import CheckpointError, ConfigError
 from mimi_export.geometry import Geometry
 from mimi_export.hub_download import WEIGHTS, download_checkpoint
 from mimi_export.synthetic import SYNTHETIC_NAMES, Progress, synthetic_directory, synthetic_revision
+from mimi_export.variants import DEFAULT_MODEL
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "kyutai/mimi"
 CONFIG = "config.json"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 

@@ -1,8 +1,8 @@
 """Write ONNX graphs from a checkpoint, and whole variant directories around them.
 
 `torch.onnx.export` gets an example batch of 2 (with 1 it would fix the batch), 3 frames and a few past tokens, all
-marked dynamic. Its result is finished by passes: the dimension names of the one state definition, no local paths,
-and the essentials as metadata. The full checker of ONNX has the last word.
+marked dynamic but for a batch that is to be fixed. Its result is finished by passes: the dimension names of the one
+state definition, no local paths, and the essentials as metadata. The full checker of ONNX has the last word.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def export_variant(
     name: str | None = None,
     layout: KvLayout = "window",
     frames_per_call: int | None = None,
+    batch: int | None = None,
     opset: int = OPSET,
     force: bool = False,
     progress: Progress = logger.info,
@@ -70,12 +71,13 @@ def export_variant(
         name: the variant's name; the directory's by default.
         layout: how keys and values are kept.
         frames_per_call: for a ring, frames in one call.
+        batch: rows in one call; `None` leaves them free.
         opset: ONNX operator set to write.
         force: replace an earlier variant directory.
         progress: told of each step.
 
     Raises:
-        ConfigError: this model has no such number of codebooks.
+        ConfigError: this model has no such number of codebooks, or a size is out of range.
         OutputError: the directory exists and `force` is not given, or cannot be written.
     """
     manifest = Manifest.for_graphs(
@@ -86,6 +88,7 @@ def export_variant(
         Source(checkpoint.source, checkpoint.revision),
         tool_versions(),
         name=name or Path(output_dir).resolve().name,
+        batch=batch,
     )
     with atomic_directory(output_dir, force) as directory:
         for kind in GRAPH_KINDS:
@@ -141,7 +144,7 @@ def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
     )
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         tapped = Tapped(module, arguments)
         program = torch.onnx.export(
             tapped,
@@ -190,7 +193,7 @@ def _dims(graph: GraphSpec, geometry: Geometry) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's progress prints and notes about its own internals from the user's terminal."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level

@@ -131,9 +131,14 @@ def _samples(audio: Array) -> Array:
 
 
 def _run(graph: GraphSession, data: Array, unit: int) -> Array:
-    """All of `data` through a new stream of `graph`, one frame a call (or what the graph is fixed to)."""
-    state = StreamState(graph, 1)
-    return np.concatenate([_checked(state, graph.spec, call) for call in _calls(graph.spec, data, unit)], axis=2)
+    """All of `data` `[1, C, n]` through a new stream of `graph`, one frame a call (or what the graph is fixed to).
+
+    A graph of a fixed batch gets the same in every row, and its first row counts.
+    """
+    rows = graph.spec.batch or 1
+    state = StreamState(graph, rows)
+    calls = _calls(graph.spec, np.repeat(data, rows, axis=0), unit)
+    return np.concatenate([_checked(state, graph.spec, call)[:1] for call in calls], axis=2)
 
 
 def _calls(spec: GraphSpec, data: Array, unit: int) -> Iterator[Array]:

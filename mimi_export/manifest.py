@@ -50,7 +50,8 @@ class FileEntry:
 class Manifest:
     """What a variant directory holds.
 
-    `tools` are versions by package name; `conversion` lists, oldest first, the passes that made these graphs from
+    `batch` is the rows of every call, `None` where they are free (then `manifest.json` has no such key). `tools` are
+    versions by package name; `conversion` lists, oldest first, the passes that made these graphs from
     others (free records with plain JSON values); `files` is filled by `write_manifest`.
     """
 
@@ -60,6 +61,7 @@ class Manifest:
     source: Source
     layout: KvLayout = "window"
     frames_per_call: int | None = None
+    batch: int | None = None
     precision: str = "fp32"
     tools: Mapping[str, str] = field(default_factory=dict)
     conversion: Sequence[Mapping[str, Any]] = ()
@@ -76,12 +78,14 @@ class Manifest:
         tools: Mapping[str, str],
         *,
         name: str,
+        batch: int | None = None,
         precision: str = "fp32",
         conversion: Sequence[Mapping[str, Any]] = (),
     ) -> Manifest:
         """The manifest of graphs that `spec.graph_spec` describes; `ConfigError` where that describes none."""
         manifest = cls(
-            name, geometry, num_codebooks, source, layout, frames_per_call, precision, dict(tools), tuple(conversion)
+            *(name, geometry, num_codebooks, source, layout, frames_per_call, batch),
+            *(precision, dict(tools), tuple(conversion)),
         )
         for kind in GRAPH_KINDS:
             manifest.spec(kind)
@@ -89,7 +93,7 @@ class Manifest:
 
     def spec(self, kind: GraphKind) -> GraphSpec:
         """Inputs and outputs of one graph."""
-        return graph_spec(self.geometry, kind, self.num_codebooks, self.layout, self.frames_per_call)
+        return graph_spec(self.geometry, kind, self.num_codebooks, self.layout, self.frames_per_call, self.batch)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
@@ -100,6 +104,7 @@ class Manifest:
             "num_codebooks": self.num_codebooks,
             "layout": self.layout,
             "frames_per_call": self.frames_per_call,
+            **({} if self.batch is None else {"batch": self.batch}),
             "source": dataclasses.asdict(self.source),
             "geometry": self.geometry.to_dict(),
             "graphs": {kind: _graph_record(self.spec(kind)) for kind in GRAPH_KINDS},
@@ -149,7 +154,7 @@ def _tensor_record(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def _state_record(state: StateSpec) -> dict[str, Any]:
-    """A state for readers without this package: `batch` is theirs to choose, all other initial sizes are given."""
+    """A state for readers without this package: a free `batch` is theirs to choose, all other sizes are given."""
     return {
         "name": state.name,
         "kind": state.kind,

@@ -33,6 +33,7 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
             f"{path} has format_version {version!r}, this program reads {FORMAT_VERSION}; "
             "export it again or use the program that made it"
         )
+    content = {"batch": None, **content}  # only graphs of a fixed batch have it
     _check_record(content, _MANIFEST_TYPES, str(path))
     _check_record(content["source"], {"model": (str,), "revision": (str, type(None))}, f"{path}: source")
     _check_record(content["geometry"], _GEOMETRY_TYPES, f"{path}: geometry")
@@ -52,6 +53,7 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
             Source(**content["source"]),
             content["tools"],
             name=content["name"],
+            batch=content["batch"],
             precision=content["precision"],
             conversion=content["conversion"],
         )
@@ -110,6 +112,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "num_codebooks": (int,),
     "layout": (str,),
     "frames_per_call": (int, type(None)),
+    "batch": (int, type(None)),
     "source": (dict,),
     "geometry": (dict,),
     "graphs": (dict,),

@@ -66,7 +66,7 @@ class StateSpec:
 
     def initial_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of the zeros that begin a stream: the free length of a window starts at 0."""
-        free = {BATCH: batch, PAST: 0}
+        free = {BATCH: batch, PAST: 0}  # a batch that the graph fixes is no text, and stays
         return tuple(free[dim] if isinstance(dim, str) else dim for dim in self.past_shape)
 
 
@@ -74,7 +74,8 @@ class StateSpec:
 class GraphSpec:
     """All inputs and outputs of one graph: the data, then the states in their published order.
 
-    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps.
+    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps, `batch` the rows
+    that every call must have, `None` where they are free.
     """
 
     kind: GraphKind
@@ -86,6 +87,7 @@ class GraphSpec:
     data_input: TensorSpec
     data_output: TensorSpec
     states: tuple[StateSpec, ...]
+    batch: int | None = None
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -105,6 +107,14 @@ class GraphSpec:
     def state(self, name: str) -> StateSpec:
         """The state called `name`."""
         return next(state for state in self.states if state.name == name)
+
+    def check_batch(self, batch: int) -> None:
+        """Raise `ConfigError` unless the graph runs calls of `batch` rows."""
+        if self.batch not in (None, batch):
+            raise ConfigError(
+                f"this {self.kind} was exported for a batch of {self.batch}, got {batch}; give it {self.batch} row(s), "
+                "or export one without --batch"
+            )
 
 
 def conv_state_name(layer: ConvLayer) -> str:
@@ -127,6 +137,7 @@ def graph_spec(
     num_codebooks: int,
     layout: KvLayout = "window",
     frames_per_call: int | None = None,
+    batch: int | None = None,
 ) -> GraphSpec:
     """The inputs and outputs of one graph.
 
@@ -136,26 +147,42 @@ def graph_spec(
         num_codebooks: codes a frame; for a decoder the most that it accepts.
         layout: how keys and values are kept.
         frames_per_call: frames in one call; `None` leaves it free. A ring needs a number.
+        batch: rows in one call; `None` leaves it free.
+
+    Raises:
+        ConfigError: there are no such graphs.
     """
     geometry.check_num_codebooks(num_codebooks)
     if (layout == "ring") != (frames_per_call is not None):
         raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
     if frames_per_call is not None and frames_per_call < 1:
         raise ConfigError(f"frames_per_call is {frames_per_call}, expected 1 or more")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch is {batch}, expected 1 or more")
+    rows: Dim = BATCH if batch is None else batch
     samples: Dim = SAMPLES if frames_per_call is None else frames_per_call * geometry.frame_size
     frames: Dim = FRAMES if frames_per_call is None else frames_per_call
-    audio = (BATCH, 1, samples)
+    audio = (rows, 1, samples)
     if kind == "encoder":
         data_input = TensorSpec("input_values", "float32", audio)
-        data_output = TensorSpec("audio_codes", "int64", (BATCH, num_codebooks, frames))
+        data_output = TensorSpec("audio_codes", "int64", (rows, num_codebooks, frames))
     else:
         codebooks: Dim = CODEBOOKS if num_codebooks > 1 else 1
-        data_input = TensorSpec("audio_codes", "int64", (BATCH, codebooks, frames))
+        data_input = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
         data_output = TensorSpec("audio_values", "float32", audio)
-    states = (*_conv_states(geometry, kind), *_kv_states(geometry, layout, frames_per_call))
+    states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, layout, frames_per_call, rows))
     window = geometry.sliding_window - 1
     return GraphSpec(
-        kind, layout, num_codebooks, frames_per_call, geometry.frame_size, window, data_input, data_output, states
+        kind,
+        layout,
+        num_codebooks,
+        frames_per_call,
+        geometry.frame_size,
+        window,
+        data_input,
+        data_output,
+        states,
+        batch,
     )
 
 
@@ -178,13 +205,13 @@ def _stateful(geometry: Geometry, kind: GraphKind) -> list[ConvLayer]:
     return [layer for layer in conv_layers(geometry, kind) if layer.state_size > 0]
 
 
-def _conv_states(geometry: Geometry, kind: GraphKind) -> Iterator[StateSpec]:
+def _conv_states(geometry: Geometry, kind: GraphKind, rows: Dim) -> Iterator[StateSpec]:
     for layer in _stateful(geometry, kind):
-        shape = (BATCH, layer.state_channels, layer.state_size)
+        shape = (rows, layer.state_channels, layer.state_size)
         yield StateSpec(conv_state_name(layer), "conv_tr" if layer.transposed else "conv", "float32", shape, shape)
 
 
-def _kv_states(geometry: Geometry, layout: KvLayout, frames_per_call: int | None) -> Iterator[StateSpec]:
+def _kv_states(geometry: Geometry, layout: KvLayout, frames_per_call: int | None, rows: Dim) -> Iterator[StateSpec]:
     heads, head_dim = geometry.num_key_value_heads, geometry.head_dim
     past: Dim = PAST
     present: Dim = PRESENT
@@ -193,7 +220,7 @@ def _kv_states(geometry: Geometry, layout: KvLayout, frames_per_call: int | None
     for index in range(geometry.num_hidden_layers):
         for word in ("key", "value"):
             kind: Literal["key", "value"] = "key" if word == "key" else "value"
-            shapes = (BATCH, heads, past, head_dim), (BATCH, heads, present, head_dim)
+            shapes = (rows, heads, past, head_dim), (rows, heads, present, head_dim)
             yield StateSpec(f"{word}_{index}", kind, "float32", *shapes)
     if layout == "ring":
-        yield StateSpec("position", "position", "int64", (BATCH, 1), (BATCH, 1))
+        yield StateSpec("position", "position", "int64", (rows, 1), (rows, 1))

@@ -91,6 +91,7 @@ class ExportRecipe:
     revision: str | None = None
     layout: KvLayout = "window"
     frames_per_call: int | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,9 @@ def _export_recipe(table: _Table) -> ExportRecipe:
         num_codebooks=table.take("num_codebooks", int),
         layout=table.take("layout", str, default="window"),
         frames_per_call=table.take("frames_per_call", int, default=None),
+        batch=table.take("batch", int, default=None),
     )
-    table.finish(("model", "revision", "num_codebooks", "layout", "frames_per_call"))
+    table.finish(("model", "revision", "num_codebooks", "layout", "frames_per_call", "batch"))
     if recipe.layout not in KV_LAYOUTS:
         raise ConfigError(f"{table.where('layout')} is {recipe.layout!r}, expected one of {', '.join(KV_LAYOUTS)}")
     if (recipe.layout == "ring") != (recipe.frames_per_call is not None):
@@ -221,7 +223,8 @@ def _export_recipe(table: _Table) -> ExportRecipe:
             f"{table.where('frames_per_call')}: layout = 'ring' needs it, layout = 'window' takes any number of frames "
             "and must not have it"
         )
-    for key, value in (("num_codebooks", recipe.num_codebooks), ("frames_per_call", recipe.frames_per_call)):
+    for key in ("num_codebooks", "frames_per_call", "batch"):
+        value = getattr(recipe, key)
         if value is not None and value < 1:
             raise ConfigError(f"{table.where(key)} is {value}, expected 1 or more")
     return recipe

@@ -53,10 +53,13 @@ def full_checkpoint():
 def _factory(checkpoint, root: Path) -> VariantFactory:
     from mimi_export.export import export_variant
 
-    def make(num_codebooks: int = 8, layout: str = "window", frames_per_call: int | None = None) -> Path:
-        path = root / f"{layout}-{num_codebooks}cb-{frames_per_call or 'any'}"
+    def make(
+        num_codebooks: int = 8, layout: str = "window", frames_per_call: int | None = None, batch: int | None = None
+    ) -> Path:
+        path = root / f"{layout}-{num_codebooks}cb-{frames_per_call or 'any'}{f'-batch{batch}' if batch else ''}"
         if not path.exists():
-            export_variant(checkpoint, path, num_codebooks, layout=layout, frames_per_call=frames_per_call)
+            sizes = {"layout": layout, "frames_per_call": frames_per_call, "batch": batch}
+            export_variant(checkpoint, path, num_codebooks, **sizes)
         return path
 
     return make
@@ -64,7 +67,7 @@ def _factory(checkpoint, root: Path) -> VariantFactory:
 
 @pytest.fixture(scope="session")
 def tiny_variant(tiny_checkpoint, tmp_path_factory) -> VariantFactory:
-    """`tiny_variant(num_codebooks=8, layout="window", frames_per_call=None)` is a directory; never write into it."""
+    """`tiny_variant(num_codebooks=8, layout="window", frames_per_call=None, batch=None)`; never write into it."""
     return _factory(tiny_checkpoint, tmp_path_factory.mktemp("tiny"))
 
 

@@ -1,5 +1,6 @@
 """The command line as its users meet it: results, JSON, exit codes, and bad input of every kind."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 import soundfile
 import typer
@@ -382,6 +384,99 @@ def test_bad_export(fails, tmp_path):
     fails(8, ["file"], "export", *tiny, "--output-dir", tmp_path / "file" / "new")
 
 
+PRECISIONS = ["fp16", "int8"]
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_variant, tmp_path_factory):
+    """`converted("fp16")`: that conversion of the tiny variant; never write into it."""
+    root = tmp_path_factory.mktemp("converted")
+
+    def make(precision):
+        path = root / precision
+        if not path.exists():
+            assert main(["convert", precision, str(tiny_variant()), str(path)]) == 0
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("earlier", PRECISIONS)
+def test_convert_what_was_converted(fails, tmp_path, converted, precision, earlier):
+    parent = converted(earlier)
+    words = [f"{parent} is {earlier} already", "convert the fp32 variant that it was made from"]
+    fails(5, words, "convert", precision, parent, tmp_path / "out")
+
+
+def mixed(tmp_path, variant, other, kind, known):
+    """An fp32 variant with one graph of another; `known` if its manifest has the other's hash."""
+    path = tmp_path / "mixed"
+    shutil.copytree(variant, path)
+    manifest = load_artifact(path).manifest
+    shutil.copy(other / f"{kind}_model.onnx", path)
+    if known:
+        write_manifest(path, manifest)
+    return path
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_convert_a_mixed_directory(fails, tmp_path, tiny_variant, converted, precision, kind):
+    """The graph of a variant of the same precision as is asked for, beside an fp32 graph and manifest."""
+    target = tmp_path / "out"
+    path = mixed(tmp_path, tiny_variant(), converted(precision), kind, known=False)
+    fails(5, [f"{kind}_model.onnx has", "bytes, the manifest says"], "convert", precision, path, target)
+    shutil.rmtree(path)
+    path = mixed(tmp_path, tiny_variant(), converted(precision), kind, known=True)
+    fails(5, [kind, "fp32"], "convert", precision, path, target)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_convert_graphs_of_two_layouts(fails, tmp_path, tiny_variant, precision):
+    path = mixed(tmp_path, tiny_variant(), tiny_variant(8, "ring", 2), "decoder", known=True)
+    words = ["decoder_model.onnx", "it is no graph of this variant"]
+    fails(5, words, "convert", precision, path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_convert_an_incomplete_or_changed_directory(fails, tmp_path, tiny_variant, precision):
+    path, target = tmp_path / "variant", tmp_path / "out"
+    fails(5, [f"there is no directory {path}"], "convert", precision, path, target)
+    shutil.copytree(tiny_variant(), path)
+    graph = path / "encoder_model.onnx"
+    good = graph.read_bytes()
+    graph.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # the same size: only the hash tells
+    fails(5, ["encoder_model.onnx was changed", "SHA-256"], "convert", precision, path, target)
+    graph.unlink()
+    fails(5, [f"{path} is incomplete: encoder_model.onnx is missing"], "convert", precision, path, target)
+    (path / "manifest.json").unlink()
+    fails(5, [f"{path} has no manifest.json"], "convert", precision, path, target)
+    fails(8, ["is the directory to convert"], "convert", precision, tiny_variant(), tiny_variant(), "--force")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("file", ["encoder_model.onnx", "decoder_model.onnx", "golden.safetensors", "manifest.json"])
+def test_convert_to_a_full_disk(fails, tmp_path, tiny_variant, converted, monkeypatch, precision, file):
+    """No space is left in the middle of that file; there is no result, or still the earlier one."""
+    there = tmp_path / "there"
+    shutil.copytree(converted("fp16"), there)
+    save, write = onnx_ir.save, Path.write_bytes
+    stopped = []
+
+    def stop(path):
+        write(path, b"half of it")
+        stopped.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(onnx_ir, "save", lambda model, path: stop(path) if file in path.name else save(model, path))
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: stop(path) if file in path.name else write(path, data))
+    for target in (tmp_path / "new", there):
+        words = ["cannot write ", target.name, ": No space left on device"]
+        fails(8, words, "convert", precision, tiny_variant(), target, "--force")
+    assert len(stopped) == 2
+
+
 def test_bad_build(fails, tmp_path):
     out = ("--output-dir", tmp_path / "artifacts")
     fails(3, ["no variant 'streaming-9cb'", "streaming-8cb"], "build", "streaming-9cb", *out)
@@ -523,6 +618,18 @@ def test_a_closed_pipe_is_quiet(tmp_path, tiny_variant, command):
     process.stdout.close()
     assert process.wait(timeout=60) == 141
     assert re.sub(r"\[.*\n", "", process.stderr.read()) == ""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_full_disk_for_a_conversion(tmp_path, tiny_variant, precision):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = program("convert", precision, tiny_variant(), tmp_path / "out", preexec_fn=limit)
+    assert done.returncode == 8, done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {tmp_path / 'out'}: File too large"
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("command", "name"), [("roundtrip", "o.wav"), ("encode", "c.npz")])

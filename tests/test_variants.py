@@ -24,6 +24,7 @@ revision = "main"
 num_codebooks = 4
 layout = "ring"
 frames_per_call = 2
+batch = 16
 [parity.decoder_snr_db]
 minimum = 110
 reason = "measured"
@@ -71,7 +72,7 @@ def test_every_field_is_read(tmp_path):
     write(tmp_path, CONVERT, "b")
     variants = load_variants(tmp_path)
     assert list(variants) == ["a", "b"]
-    assert variants["a"].recipe == ExportRecipe(4, "synthetic:tiny", "main", "ring", 2)
+    assert variants["a"].recipe == ExportRecipe(4, "synthetic:tiny", "main", "ring", 2, 16)
     assert variants["b"].recipe == ConvertRecipe("a", "int8", {"target": "single", "keep": ["enc_0"]})
     assert variants["a"].budgets == (
         Budget("code_tie_percent", None, 0.5, "rounding"),
@@ -100,6 +101,8 @@ def test_budget():
         ("frames_per_call = 2", "", ["export.frames_per_call: layout = 'ring' needs it"]),
         ('"ring"', '"window"', ["export.frames_per_call", "must not have it"]),
         ("frames_per_call = 2", "frames_per_call = 0", ["export.frames_per_call is 0, expected 1 or more"]),
+        ("batch = 16", "batch = 0", ["export.batch is 0, expected 1 or more"]),
+        ("batch = 16", "batch = true", ["export.batch is True, expected a whole number"]),
         ('name = "a"', "", ["name is missing"]),
         ('name = "a"', 'name = "z"', ["name is 'z', expected the file's own name 'a'"]),
         ("[export]", "[convert]\n[export]", ["[export] and [convert], found both"]),

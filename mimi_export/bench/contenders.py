@@ -79,9 +79,16 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
 
     Raises:
         ArtifactError: a directory is no variant.
-        ConfigError: variants of different models or numbers of codebooks, which cannot be compared; or equal names.
+        ConfigError: variants of different models or numbers of codebooks, which cannot be compared; equal names; or a
+            fixed batch.
     """
     artifacts = [load_artifact(directory) for directory in directories]
+    for artifact in artifacts:
+        if artifact.manifest.batch is not None:
+            raise ConfigError(
+                f"{artifact.path} has a fixed batch of {artifact.manifest.batch}; the benchmark compares batches, so "
+                "it needs a variant exported without --batch"
+            )
     names = [directory.resolve().name for directory in directories]
     for name in names:
         if names.count(name) > 1:

@@ -15,14 +15,11 @@ Its three defects belong to the design and are kept:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import logging
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -34,7 +31,7 @@ from torch.nn import functional
 from mimi_export import __version__, network, spec
 from mimi_export.artifact import Manifest, Source, metadata_props, write_manifest
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.export import OPSET, tool_versions
+from mimi_export.export import OPSET, quiet_exporter, tool_versions
 from mimi_export.files import atomic_directory
 from mimi_export.geometry import Geometry
 from mimi_export.network import ConvLayer, ResidualUnit
@@ -265,7 +262,7 @@ def _onnx_program(module: PublicGraph, opset: int) -> ir.Model:
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
     )
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
             arguments,
@@ -290,17 +287,3 @@ def _example(tensor: TensorSpec, frame_size: int) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's prints and notes about its own internals from the user's terminal."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

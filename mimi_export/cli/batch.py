@@ -1,4 +1,7 @@
-"""What `export --batch` does: graphs for whole clips, in the layout of transformers.js."""
+"""What `export --batch` does: graphs for whole clips, in the layout of transformers.js.
+
+With a number after it the graphs are streaming ones of that fixed batch, which is the business of `export`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ Batch = Annotated[
     typer.Option(
         "--batch",
         help="Graphs for whole clips instead of streams, in the layout that transformers.js loads; checked against "
-        "PyTorch before they are kept.",
+        "PyTorch before they are kept. With a number (--batch 4): streaming graphs of that fixed batch.",
     ),
+]
+Rows = Annotated[
+    int | None, typer.Argument(metavar="N", min=1, help="After --batch: the rows of every call [default: free].")
 ]
 Dtypes = Annotated[
     list[str] | None,

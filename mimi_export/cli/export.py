@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mimi_export.cli.batch import Batch, Dtypes, export_whole_clips
+from mimi_export.cli.batch import Batch, Dtypes, Rows, export_whole_clips
 from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
@@ -61,6 +61,7 @@ def export(
         typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
     ] = None,
     batch: Batch = False,
+    rows: Rows = None,
     dtype: Dtypes = None,
     force: Force = False,
     json: Json = False,
@@ -71,21 +72,28 @@ def export(
       mimi-export export --num-codebooks 8
       mimi-export export --model synthetic --num-codebooks 16 --output-dir artifacts/try
       mimi-export export --kv-cache ring --frames-per-call 2
+      mimi-export export --kv-cache ring --batch 16
       mimi-export export --batch --dtype fp32 --dtype q8
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    if batch:
+    if rows is not None and not batch:
+        raise ConfigError(f"got {rows} without an option before it; a fixed batch is --batch {rows}")
+    if batch and rows is None:
         if kv_cache is KvCache.ring or frames_per_call is not None:
-            raise ConfigError("--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams")
+            raise ConfigError(
+                "--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams, "
+                "whose batch is fixed by a number: --batch 4"
+            )
         export_whole_clips(model, revision, num_codebooks, output_dir, name, dtype, force, json)
         return
     if dtype:
-        raise ConfigError("--dtype goes with --batch; for streaming variants use `mimi-export convert`")
+        raise ConfigError("--dtype goes with --batch for whole clips; for streaming variants use `mimi-export convert`")
     num_codebooks = num_codebooks or 8
     if kv_cache is KvCache.ring:
         frames_per_call = frames_per_call or 1
     elif frames_per_call is not None:
         raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
     usual = f"streaming-{num_codebooks}cb" + ("-ring" if kv_cache is KvCache.ring else "")
+    usual += "" if rows is None else f"-batch{rows}"
     target = output_dir or ARTIFACTS / (name or usual)
     _refuse_existing(target, force)
     begin = time.monotonic()
@@ -102,6 +110,7 @@ def export(
             name=name,
             layout=kv_cache.value,
             frames_per_call=frames_per_call,
+            batch=rows,
             force=force,
             progress=steps.step,
         )
@@ -114,6 +123,7 @@ def export(
             "num_codebooks": manifest.num_codebooks,
             "layout": manifest.layout,
             "frames_per_call": manifest.frames_per_call,
+            "batch": manifest.batch,
             "source": {"model": manifest.source.model, "revision": manifest.source.revision},
             "files": {file: entry.bytes for file, entry in sorted(manifest.files.items())},
             "seconds": seconds,

@@ -63,7 +63,7 @@ def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
     rows: list[tuple[str, object]] = [
         ("source", manifest.source.model + (f" @ {manifest.source.revision}" if manifest.source.revision else "")),
         ("precision", manifest.precision),
-        ("layout", f"{manifest.layout}, {per_call} frames per call"),
+        ("layout", f"{manifest.layout}, {per_call} frames per call, batch {manifest.batch or 'free'}"),
         ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
         ("bitrates", _bitrates(artifact)),
         ("codebooks", f"{manifest.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),

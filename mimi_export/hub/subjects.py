@@ -115,6 +115,11 @@ def _usual(directory: Path) -> list[Path]:
 def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
     artifact = load_artifact(directory, verify_hashes=True)
     manifest = artifact.manifest
+    if manifest.batch not in (None, 1):
+        raise ArtifactError(
+            f"{directory} has a fixed batch of {manifest.batch}, but the programs of a model card run one stream; "
+            "publish a variant exported without --batch"
+        )
     record = _vouching(directory, manifest.files, records)
     path = directory / MANIFEST_NAME
     files = {**manifest.files, MANIFEST_NAME: FileEntry(path.stat().st_size, sha256(path))}

@@ -210,21 +210,23 @@ class _Run:
         As long as all codes are the reference's, the last two are one stream; it is forked at the first difference.
         """
         codec, frame_size = self._m.codec, self._frame_size
-        encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
+        rows = self._m.manifest.batch or 1  # all the same, and the first one counts
+        encoder, decoder = codec.encoder.stream(rows), codec.decoder.stream(rows)
         fork: DecoderStream | None = None
         done = 0
         for call in self._truth.calls(pattern):
             frames = call.codes.shape[1]
             done += frames
             last = done == self._truth.num_frames
+            samples = np.tile(call.samples, (rows, 1))
             begin = time.perf_counter()
-            codes = encoder.push(call.samples)
+            codes = encoder.push(samples)
             if last:
                 codes = np.concatenate([codes, encoder.flush().codes], axis=-1)
             middle = time.perf_counter()
             right = call.codes[: self._m.num_codebooks]
             if end_to_end and fork is None and not np.array_equal(codes[0], right):
-                fork = codec.decoder.stream()
+                fork = codec.decoder.stream(rows)
                 fork.restore(decoder.snapshot())
             before = time.perf_counter()
             audio = _decode(decoder, right, last)
@@ -239,7 +241,7 @@ class _Run:
 
 
 def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:
-    audio = stream.push(codes)[0]
+    audio = stream.push(np.repeat(codes[None], stream.batch, axis=0))[0]
     return np.concatenate([audio, stream.flush()[0]]) if last else audio
 
 

@@ -207,13 +207,14 @@ class Reference:
 def graph_input(call: Piece, graph: GraphSpec) -> Array:
     """What a graph gets for a call, batch 1: samples for an encoder, the reference's codes for a decoder.
 
-    A call that is shorter than a graph of fixed frames wants is filled up with zeros.
+    A call that is shorter than a graph of fixed frames wants is filled up with zeros; a graph of a fixed batch gets
+    the same in every row.
     """
     data: Array = call.samples[None, None] if graph.kind == "encoder" else call.codes[None, : graph.num_codebooks]
     if graph.frames_per_call is not None:
         missing = graph.frames_per_call * (data.shape[2] // call.codes.shape[1]) - data.shape[2]
         data = np.pad(data, ((0, 0), (0, 0), (0, missing)))
-    return np.ascontiguousarray(data)
+    return np.repeat(data, graph.batch or 1, axis=0)
 
 
 def split(piece: Piece, start: int, stop: int) -> Piece:

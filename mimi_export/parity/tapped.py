@@ -53,7 +53,7 @@ class TappedGraph:
             raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
 
     def initial_states(self, batch: int = 1) -> States:
-        """Zeros that begin a stream, by name."""
+        """Zeros that begin a stream, by name; a fixed batch stays what it is."""
         kinds = {"float32": np.float32, "int64": np.int64}
         return {state.name: np.zeros(state.initial_shape(batch), kinds[state.dtype]) for state in self.spec.states}
 

@@ -48,7 +48,7 @@ class Encoder(_Half):
     kind: GraphKind = "encoder"
 
     def stream(self, batch: int = 1) -> EncoderStream:
-        """A new stream of `batch` rows that are pushed together."""
+        """A new stream of `batch` rows that are pushed together; `ConfigError` if the graph is fixed to another."""
         return EncoderStream(self.graph, self.geometry, batch)
 
 
@@ -58,7 +58,7 @@ class Decoder(_Half):
     kind: GraphKind = "decoder"
 
     def stream(self, batch: int = 1) -> DecoderStream:
-        """A new stream of `batch` rows that are pushed together."""
+        """A new stream of `batch` rows that are pushed together; `ConfigError` if the graph is fixed to another."""
         return DecoderStream(self.graph, self.geometry, batch)
 
 

@@ -7,7 +7,7 @@
 A stream that joins takes the lowest free row and writes one integer, position 0, which makes the graph forget what
 the row holds. A call runs the rows up to the last ready one. A row inside that is not ready computes something that
 nobody reads: its position and convolution states stay, and the slots written are those its next call writes again
-(they are older than its window).
+(they are older than its window). A graph of a fixed batch always runs all rows.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ class StreamPool:
 
     Args:
         half: `codec.encoder` or `codec.decoder` of a variant with ring layout.
-        rows: streams at most.
+        rows: streams at most; for a graph of a fixed batch, that batch.
 
     Raises:
-        ConfigError: the variant has the window layout, whose rows must all begin together.
+        ConfigError: the variant has the window layout, whose rows must all begin together, or a fixed batch that is
+            not `rows`.
     """
 
     def __init__(self, half: Encoder | Decoder, rows: int) -> None:
@@ -100,6 +101,7 @@ class StreamPool:
             raise ConfigError("a pool needs a variant exported with --kv-cache ring: a window has one age for all rows")
         if rows < 1:
             raise ConfigError(f"rows is {rows}, expected 1 or more")
+        spec.check_batch(rows)
         self.spec, self.geometry, self.rows = spec, half.geometry, rows
         self.graph = half.graph
         unit = spec.frame_size if spec.kind == "encoder" else 1
@@ -135,7 +137,7 @@ class StreamPool:
         if not ready:
             return []
         rows = [stream.row for stream in ready]
-        data = np.zeros((rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
+        data = np.zeros((self.spec.batch or rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
         for stream in ready:
             data[stream.row] = stream.take()
         output = self._call(len(data)).run(data)

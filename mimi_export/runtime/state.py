@@ -23,9 +23,13 @@ class StreamState:
     Args:
         graph: the session that computes.
         batch: rows.
+
+    Raises:
+        ConfigError: the graph is fixed to another batch.
     """
 
     def __init__(self, graph: GraphSession, batch: int) -> None:
+        graph.spec.check_batch(batch)
         self.graph = graph
         self.batch = batch
         self._growing: dict[str, Any] = {}
