@@ -159,6 +159,7 @@ def convert(
     with atomic_directory(target, force) as directory:
         graphs: dict[GraphKind, ConvertedGraph] = {}
         models = {kind: ir.load(parent.graph_path(kind)) for kind in GRAPH_KINDS}
+        _refuse_mixed(parent, models)
         check_patterns(models, options)
         for kind in GRAPH_KINDS:
             progress(f"converting the {kind} to {precision}")
@@ -272,6 +273,17 @@ def _refuse_converted(parent: Artifact) -> None:
         raise ArtifactError(
             f"{parent.path} is {manifest.precision} already; convert the {FP32} variant that it was made from"
         )
+
+
+def _refuse_mixed(parent: Artifact, models: dict[GraphKind, ir.Model]) -> None:
+    """Compare what each graph says about itself with the manifest, which may have been written over it."""
+    for kind, model in models.items():
+        found, wanted = model.metadata_props.get("precision"), parent.manifest.precision
+        if found != wanted:
+            raise ArtifactError(
+                f"{parent.graph_path(kind)} says that it is {found}, the manifest says {wanted}: files of two variants "
+                "are mixed here; export it again"
+            )
 
 
 def _parent_record(parent: Artifact) -> dict[str, Any]:

@@ -421,15 +421,17 @@ def mixed(tmp_path, variant, other, kind, known):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("other", PRECISIONS)
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_convert_a_mixed_directory(fails, tmp_path, tiny_variant, converted, precision, kind):
-    """The graph of a variant of the same precision as is asked for, beside an fp32 graph and manifest."""
+def test_convert_a_mixed_directory(fails, tmp_path, tiny_variant, converted, precision, other, kind):
+    """A converted graph beside an fp32 graph and manifest."""
     target = tmp_path / "out"
-    path = mixed(tmp_path, tiny_variant(), converted(precision), kind, known=False)
+    path = mixed(tmp_path, tiny_variant(), converted(other), kind, known=False)
     fails(5, [f"{kind}_model.onnx has", "bytes, the manifest says"], "convert", precision, path, target)
     shutil.rmtree(path)
-    path = mixed(tmp_path, tiny_variant(), converted(precision), kind, known=True)
-    fails(5, [kind, "fp32"], "convert", precision, path, target)
+    path = mixed(tmp_path, tiny_variant(), converted(other), kind, known=True)
+    words = [f"{kind}_model.onnx says that it is {other}, the manifest says fp32"]
+    fails(5, words, "convert", precision, path, target)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
