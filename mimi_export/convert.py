@@ -44,7 +44,8 @@ CODEBOOKS = ("encoder:*.codebooks.*", "encoder:*.offsets.*")
 ALWAYS_FLOAT = ("encoder:*.offsets.*", "half_swap")
 # Convolutions and the quantiser's projections lose most by 8-bit activations, and have few products.
 FINE = ("convs.*", "*.projection")
-# A weight smaller than this share of its graph is not worth its rounding: all of them together are 1 % of the size.
+# A weight smaller than this share of its graph is not worth its rounding: all of them together are 1 % of the size, and
+# they belong to the convolutions next to the waveform, which are applied most often and lose most by 8 bits.
 SMALL_SHARE = 400
 
 Target = Literal["portable", "single"]
@@ -64,7 +65,7 @@ class Int8Options:
     """How to convert to 8 bits.
 
     Attributes:
-        target: `portable` (`MatMulInteger`: any onnxruntime, WebAssembly, batches) or `single` (`MatMulNBits`: one
+        target: `portable` (`MatMulInteger`: any onnxruntime, WebAssembly) or `single` (`MatMulNBits`: one
             stream on a processor, onnxruntime 1.22 or later).
         block_size: weights with one scale, for `single`.
         bits: 8, or 4 with `single` as an experiment.
@@ -74,6 +75,7 @@ class Int8Options:
         signed: with `MatMulInteger`, store weights as int8 instead of uint8: up to twice as fast on processors with
             VNNI or AMX and on ARM, but wrong on x86 processors without VNNI, which saturate sums of two products.
         codebooks: search the encoder's codebooks in 8 bits as well: smaller and faster, at a few codes in a hundred.
+        min_elements: weights with fewer stay float32; `least_elements` unless given.
     """
 
     target: Target = "portable"
@@ -84,6 +86,7 @@ class Int8Options:
     store: tuple[str, ...] = ()
     signed: bool = False
     codebooks: bool = False
+    min_elements: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no pass can do."""
@@ -93,6 +96,8 @@ class Int8Options:
             raise ConfigError(f"block size is {self.block_size}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
         if self.bits not in (4, 8) or (self.bits == 4 and self.target != "single"):
             raise ConfigError(f"bits is {self.bits} for target {self.target}, expected 8, or 4 with target single")
+        if self.min_elements is not None and self.min_elements < 0:
+            raise ConfigError(f"min_elements is {self.min_elements}, expected 0 or more")
 
 
 Options = Fp16Options | Int8Options
@@ -218,6 +223,12 @@ def patterns_for(kind: GraphKind, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def least_elements(model: ir.Model) -> int:
+    """What a weight of a graph must have at least, to be worth its rounding."""
+    total = sum(value.const_value.size for value in float_weights(model) if value.const_value is not None)
+    return total // SMALL_SHARE
+
+
 def check_patterns(models: dict[GraphKind, ir.Model], options: Options) -> None:
     """Raise `ConfigError` for a pattern of the options that fits no weight of any graph."""
     names = {kind: [str(value.name) for value in float_weights(model)] for kind, model in models.items()}
@@ -242,19 +253,19 @@ CONVERTERS = {"fp16": convert_recipe, "int8": convert_recipe}
 
 
 def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.passes.FunctionalPass]:
-    total = sum(value.const_value.size for value in float_weights(model) if value.const_value is not None)
-    least = total // SMALL_SHARE
+    least = least_elements(model)
     if isinstance(options, Fp16Options):
         yield HalfWeights(patterns_for(kind, (*CODEBOOKS, *options.keep)), least)
         return
     keep = patterns_for(kind, kept_float(options))
     store, fine = patterns_for(kind, options.store), patterns_for(kind, options.fine)
     others = (*keep, *store)
+    fewest = least if options.min_elements is None else options.min_elements
     if options.target == "portable":
-        yield DynamicProducts(("*",), others, fine, unsigned=not options.signed)
+        yield DynamicProducts(("*",), others, fine, not options.signed, fewest)
     else:
-        yield DynamicProducts(fine, others, fine, unsigned=not options.signed)
-        yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits)
+        yield DynamicProducts(fine, others, fine, not options.signed, fewest)
+        yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits, fewest)
     if options.codebooks:
         yield RoundedCodebooks(("*.codebooks.*",), others, unsigned=not options.signed)
     if store:

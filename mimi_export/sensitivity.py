@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from mimi_export.artifact import Artifact
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.convert import Int8Options, convert_graph, kept_float, patterns_for
+from mimi_export.convert import Int8Options, convert_graph, kept_float, least_elements, patterns_for
 from mimi_export.errors import ArtifactError
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import Comparison
@@ -76,12 +76,12 @@ def speech_clip(sampling_rate: int, seconds: float) -> Clip:
     return Clip("speech_like", samples=speech_like(seconds, 1, sampling_rate))
 
 
-def weight_groups(model: ir.Model) -> list[str]:
+def weight_groups(model: ir.Model, min_elements: int) -> list[str]:
     """Patterns of the products' weights: the same place in all transformer layers is one group, and so is each
     residual unit; everything else stands alone.
     """
     groups: dict[str, None] = {}
-    for product in find_products(model, ("*",)):
+    for product in find_products(model, ("*",), min_elements=min_elements):
         name = FIRST_OF_LAYERS.sub("*", product.name)
         groups[re.sub(r"_b\d\.weight$", "_b*.weight", name)] = None
     return list(groups)
@@ -148,7 +148,8 @@ class _Graph:
         rows = []
         keep = patterns_for(self.kind, kept_float(self.options))
         names = [str(value.name) for value in float_weights(self.model)]
-        for group in weight_groups(self.model):
+        least = self.options.min_elements
+        for group in weight_groups(self.model, least_elements(self.model) if least is None else least):
             if all(matches(name, keep) for name in names if matches(name, (group,))):
                 continue
             pattern = f"{self.kind}:{group}"

@@ -59,6 +59,7 @@ CONVERSIONS: dict[str, dict[str, type]] = {
         "store": list,
         "signed": bool,
         "codebooks": bool,
+        "min_elements": int,
     },
 }
 

@@ -217,6 +217,12 @@ def test_what_is_no_plain_product_is_left(case, make):
     assert result.model.graph.initializers["w"].dtype == ir.DataType.FLOAT
 
 
+@pytest.mark.parametrize("make", [BlockProducts, DynamicProducts])
+def test_small_weights_are_left(make):
+    assert not make(min_elements=WEIGHT.size + 1)(product()).modified
+    assert make(min_elements=WEIGHT.size)(product()).modified
+
+
 def test_patterns():
     model = product()
     assert [found.name for found in find_products(model, ["w*"])] == ["w"]

@@ -27,7 +27,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     threads = report["plan"]["threads"][0]
     records = [r for r in report["measurements"] if r["threads"] == threads and r["way"] in ("bare", "stream")]
     names = [contender["name"] for contender in report["contenders"]]
-    colours = [mpl.colormaps["tab10"](index) for index in range(10)]
+    colours = [mpl.colormaps["tab20"](index) for index in (*range(0, 20, 2), *range(1, 20, 2))]  # the strong ones first
     style = {
         name: {"color": colours[index % len(colours)], "marker": _MARKS[index % len(_MARKS)], "label": name}
         for index, name in enumerate(names)

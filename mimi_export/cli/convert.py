@@ -39,9 +39,10 @@ Target = Annotated[
     TargetName,
     typer.Option(
         "--target",
-        help="portable: standard operators (MatMulInteger) for any onnxruntime, WebAssembly and batches. single: "
-        "MatMulNBits, for one stream on a processor with onnxruntime 1.22 or later. The default is portable, because "
-        "it is as fast for one stream, several times faster for batches and in WebAssembly, and loads everywhere.",
+        help="portable: standard operators (MatMulInteger), for any onnxruntime and WebAssembly. single: MatMulNBits, "
+        "for one stream on a processor with onnxruntime 1.22 or later. The default is portable, because it loads "
+        "everywhere, while single gains a tenth for one stream and nothing for batches; with --signed portable is the "
+        "fastest of all.",
     ),
 ]
 BlockSize = Annotated[int, typer.Option("--block-size", help="Weights with one scale, for --target single.")]
@@ -72,6 +73,14 @@ Codebooks = Annotated[
     typer.Option(
         "--round-codebooks",
         help="Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 2 of 100 codes.",
+    ),
+]
+MinElements = Annotated[
+    int | None,
+    typer.Option(
+        "--min-elements",
+        metavar="N",
+        help="Leave weights with fewer elements in float32 [default: a 400th of the graph]; 0 for none.",
     ),
 ]
 
@@ -118,6 +127,7 @@ def convert_int8(
     store: Store = None,
     signed: Signed = False,
     round_codebooks: Codebooks = False,
+    min_elements: MinElements = None,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -129,7 +139,7 @@ def convert_int8(
       mimi-export convert int8 IN OUT --fine '*' --keep-float 'decoder:*.projection'
       mimi-export convert int8 IN OUT --target single --block-size 128
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed, round_codebooks)
+    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed, round_codebooks, min_elements)
     run_conversion(input_dir, output_dir, options, name, force, json)
 
 
@@ -176,6 +186,7 @@ def sensitivity(
     fine: Fine = None,
     signed: Signed = False,
     round_codebooks: Codebooks = False,
+    min_elements: MinElements = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
     json: Json = False,
 ) -> None:
@@ -220,6 +231,7 @@ def _int8_options(
     store: list[str] | None,
     signed: bool,
     codebooks: bool,
+    min_elements: int | None,
 ) -> Int8Options:
     with needs_extra("export", "mimi-export convert"):
         from mimi_export.convert import FINE, Int8Options
@@ -232,6 +244,7 @@ def _int8_options(
         store=tuple(store or ()),
         signed=signed,
         codebooks=codebooks,
+        min_elements=min_elements,
     )
 
 

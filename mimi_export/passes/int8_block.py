@@ -37,10 +37,16 @@ class BlockProducts(ir.passes.FunctionalPass):
         keep: patterns of weight names to leave; they win over `select`.
         block_size: weights with one scale.
         bits: 8, or 4 as an experiment.
+        min_elements: smaller weights are left.
     """
 
     def __init__(
-        self, select: Sequence[str] = ("*",), keep: Sequence[str] = (), block_size: int = 32, bits: int = 8
+        self,
+        select: Sequence[str] = ("*",),
+        keep: Sequence[str] = (),
+        block_size: int = 32,
+        bits: int = 8,
+        min_elements: int = 0,
     ) -> None:
         super().__init__()
         if block_size not in BLOCK_SIZES:
@@ -48,7 +54,7 @@ class BlockProducts(ir.passes.FunctionalPass):
         if bits not in (4, 8):
             raise ConfigError(f"bits is {bits}, expected 8 or 4")
         self.select, self.keep = tuple(select), tuple(keep)
-        self.block_size, self.bits = block_size, bits
+        self.block_size, self.bits, self.min_elements = block_size, bits, min_elements
 
     def requires(self, model: ir.Model) -> None:
         """Look for an earlier run."""
@@ -62,7 +68,7 @@ class BlockProducts(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> RoundedResult:
         """Convert a copy."""
         model = model.clone()
-        products = find_products(model, self.select, self.keep)
+        products = find_products(model, self.select, self.keep, self.min_elements)
         weights = tuple(self._replace(model.graph, product) for product in products)
         if weights:
             model.opset_imports.setdefault(DOMAIN, 1)
@@ -70,7 +76,7 @@ class BlockProducts(ir.passes.FunctionalPass):
 
     def ensures(self, model: ir.Model) -> None:
         """Look for what should have been replaced."""
-        left = [product.name for product in find_products(model, self.select, self.keep)]
+        left = [product.name for product in find_products(model, self.select, self.keep, self.min_elements)]
         if left:
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed a float product")
 

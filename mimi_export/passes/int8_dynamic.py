@@ -46,6 +46,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
         fine: patterns of weight names whose activations are rounded in two steps.
         unsigned: store weights as uint8 with zero at 128. Processors with AVX2 but without VNNI add pairs of
             unsigned times signed products in 16 bits and saturate; unsigned times unsigned never does.
+        min_elements: smaller weights are left.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class DynamicProducts(ir.passes.FunctionalPass):
         keep: Sequence[str] = (),
         fine: Sequence[str] = (),
         unsigned: bool = False,
+        min_elements: int = 0,
     ) -> None:
         super().__init__()
         self.select, self.keep, self.fine = tuple(select), tuple(keep), tuple(fine)
-        self.unsigned = unsigned
+        self.unsigned, self.min_elements = unsigned, min_elements
 
     def requires(self, model: ir.Model) -> None:
         """Look for an earlier run, and at the opset."""
@@ -74,7 +76,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> RoundedResult:
         """Convert a copy."""
         model = model.clone()
-        products = find_products(model, self.select, self.keep)
+        products = find_products(model, self.select, self.keep, self.min_elements)
         builders: dict[ir.Value, _Activations] = {}
         weights = []
         for product in products:
@@ -84,7 +86,7 @@ class DynamicProducts(ir.passes.FunctionalPass):
 
     def ensures(self, model: ir.Model) -> None:
         """Look for what should have been replaced."""
-        left = [product.name for product in find_products(model, self.select, self.keep)]
+        left = [product.name for product in find_products(model, self.select, self.keep, self.min_elements)]
         if left:
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed a float product")
 

@@ -63,13 +63,17 @@ class RoundedResult(ir.passes.PassResult):
     weights: tuple[RoundedWeight, ...] = ()
 
 
-def find_products(model: ir.Model, select: Sequence[str], keep: Sequence[str] = ()) -> list[Product]:
+def find_products(
+    model: ir.Model, select: Sequence[str], keep: Sequence[str] = (), min_elements: int = 0
+) -> list[Product]:
     """Products with a float32 weight `[in, out]` whose name fits `select` and not `keep`, in the graph's order.
+
+    Weights of fewer than `min_elements` are left out.
 
     Only a weight that one single product reads counts: a second reader would need the float32 copy as well.
     """
     found = []
-    weights = set(float_weights(model))
+    weights = set(float_weights(model, min_elements))
     for node in model.graph:
         if node.domain == "" and node.op_type in ("MatMul", "Gemm") and len(node.inputs) >= 2:
             weight = node.inputs[1]
