@@ -199,9 +199,8 @@ def sensitivity(
     Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
     made in turn, and need a quiet machine.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    options = _int8_options(
-        target, block_size, bits, keep_float, fine if fine is not None else [], None, signed, round_codebooks
-    )
+    fine = fine if fine is not None else []
+    options = _int8_options(target, block_size, bits, keep_float, fine, None, signed, round_codebooks, min_elements)
     with needs_extra("export", "mimi-export sensitivity"):
         from mimi_export.checkpoint import load_checkpoint
         from mimi_export.parity.clips import clips_from_files
