@@ -67,7 +67,9 @@ parity: $(STAMP)  ## measure all built variants; writes artifacts/parity/report.
 
 bench: $(STAMP)  ## measure speed side by side; with make bench-peers also against moshi and rustymimi
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/mimi-export bench artifacts/streaming-* --output artifacts/bench \
+	$(BIN)/mimi-export build streaming-8cb streaming-8cb-fp16 streaming-8cb-int8 --no-check --model $(MODEL)
+	$(BIN)/mimi-export build --configs configs/ring --model $(MODEL)
+	$(BIN)/mimi-export bench --frames 15 --batches 1,4,8,16,32 --threads 1,2 --targets --output artifacts/bench --force \
 		$(if $(wildcard $(PEERS)/bin/python),--peers-python $(PEERS)/bin/python)
 
 bench-peers:  ## an environment of its own with moshi and rustymimi, for make bench
