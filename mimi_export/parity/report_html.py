@@ -247,7 +247,9 @@ def _states(run: ParityRun) -> str:
 
 def _all_clips(run: ParityRun) -> str:
     rows = [[_e(cell) for cell in row] for report in run.reports for row in report_md.clip_rows(report)]
-    return "<h2>All clips and ways to call</h2>" + _table(report_md.CLIP_COLUMNS, rows)
+    return f"<h2>All clips and ways to call</h2><p>{_e(report_md.DRIFT_NOTE)}</p>" + _table(
+        report_md.CLIP_COLUMNS, rows
+    )
 
 
 def _footer(run: ParityRun) -> str:
