@@ -31,7 +31,7 @@ from mimi_export import __version__
 from mimi_export.artifact import FileEntry, Source
 from mimi_export.batch_files import BATCH_MANIFEST, BatchManifest
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.convert import Fp16Options, Int8Options, Options, convert_graph
+from mimi_export.convert import convert_graph
 from mimi_export.errors import ConfigError
 from mimi_export.export import finish, onnx_program, tool_versions
 from mimi_export.files import atomic_directory, sha256
@@ -40,6 +40,7 @@ from mimi_export.graphs import streaming_graph
 from mimi_export.passes.interface import SetInterface
 from mimi_export.passes.metadata import SetMetadata
 from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
+from mimi_export.precision import Fp16Options, Int8Options, Options
 from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec, graph_spec
 
 GRAPH_FOLDER = "onnx"

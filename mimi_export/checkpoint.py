@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MimiConfig, MimiModel
 
 from mimi_export import upstream
-from mimi_export.errors import CheckpointError, ConfigError
+from mimi_export.errors import ArtifactError, CheckpointError, ConfigError
 from mimi_export.geometry import Geometry
 from mimi_export.hub_download import WEIGHTS, download_checkpoint
 from mimi_export.synthetic import SYNTHETIC_NAMES, Progress, synthetic_directory, synthetic_revision
@@ -80,6 +80,29 @@ def load_checkpoint(
     _refuse_no_hub_id(model, directory)
     downloaded, commit = download_checkpoint(model, revision, cache, progress)
     return read_checkpoint(downloaded, model, commit)
+
+
+def load_source(
+    source: str, revision: str | None, load: Callable[[str, str | None], Checkpoint] = load_checkpoint
+) -> Checkpoint:
+    """Load the checkpoint that a variant was made from.
+
+    Args:
+        source: model, as the manifest has it.
+        revision: the Hub's commit, or the version of a synthetic checkpoint, which nobody can ask for.
+        load: how a checkpoint is loaded from model and revision.
+
+    Raises:
+        ArtifactError: another version of this program made that synthetic checkpoint.
+        CheckpointError, ConfigError: see `load_checkpoint`.
+    """
+    made_up = source in SYNTHETIC_NAMES
+    checkpoint = load(source, None if made_up else revision)
+    if made_up and revision != checkpoint.revision:
+        raise ArtifactError(
+            f"it was made from {source} ({revision}), this program makes {checkpoint.revision}; export it again"
+        )
+    return checkpoint
 
 
 def read_checkpoint(directory: Path, source: str, revision: str | None) -> Checkpoint:

@@ -12,95 +12,45 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from mimi_export import __version__
 from mimi_export.artifact import Artifact, Manifest, load_artifact, metadata_props, write_manifest
-from mimi_export.errors import ArtifactError, ConfigError, OutputError
+from mimi_export.errors import ArtifactError, OutputError
 from mimi_export.files import atomic_directory
 from mimi_export.golden import write_golden
 from mimi_export.passes.fp16_weights import HalfWeights, HalvedWeight
-from mimi_export.passes.int8_block import BLOCK_SIZES, BlockProducts
+from mimi_export.passes.int8_block import BlockProducts
 from mimi_export.passes.int8_codebooks import RoundedCodebooks
 from mimi_export.passes.int8_dynamic import DynamicProducts
 from mimi_export.passes.int8_products import RoundedWeight
 from mimi_export.passes.int8_storage import StoredWeights
 from mimi_export.passes.metadata import SetMetadata
-from mimi_export.passes.weights import SCALES, float_weights, matches
+from mimi_export.passes.weights import SCALES
+from mimi_export.precision import (
+    CODEBOOKS,
+    Fp16Options,
+    Int8Options,
+    Options,
+    check_patterns,
+    fewest_elements,
+    kept_float,
+    patterns_for,
+)  # fmt: skip
 from mimi_export.spec import GRAPH_KINDS, GraphKind
 from mimi_export.variants import ConvertRecipe
 
 FP32 = "fp32"
-TARGETS = ("portable", "single")
-# The nearest-neighbour search of the encoder: codebooks, and half the squared lengths of their entries.
-CODEBOOKS = ("encoder:*.codebooks.*", "encoder:*.offsets.*")
-# Half the squared lengths, which the 8-bit search adds at the end, and a matrix that only moves numbers.
-ALWAYS_FLOAT = ("encoder:*.offsets.*", "half_swap")
-# Convolutions and the quantiser's projections lose most by 8-bit activations, and have few products.
-FINE = ("convs.*", "*.projection")
-# A weight smaller than this share of its graph is not worth its rounding: all of them together are 1 % of the size, and
-# they belong to the convolutions next to the waveform, which are applied most often and lose most by 8 bits.
-SMALL_SHARE = 400
-
-Target = Literal["portable", "single"]
 Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Fp16Options:
-    """`keep`: patterns of weights that stay float32 (see `Patterns`)."""
-
-    keep: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Int8Options:
-    """How to convert to 8 bits.
-
-    Attributes:
-        target: `portable` (`MatMulInteger`: any onnxruntime, WebAssembly) or `single` (`MatMulNBits`: one
-            stream on a processor, onnxruntime 1.22 or later).
-        block_size: weights with one scale, for `single`.
-        bits: 8, or 4 with `single` as an experiment.
-        keep: patterns of weights that stay float32.
-        fine: patterns of products whose activations get 16 bits, at no cost in size.
-        store: patterns of weights that are only stored in 8 bits and computed as float32.
-        signed: with `MatMulInteger`, store weights as int8 instead of uint8: up to twice as fast on processors with
-            VNNI or AMX and on ARM, but wrong on x86 processors without VNNI, which saturate sums of two products.
-        codebooks: search the encoder's codebooks in 8 bits as well: smaller and faster, at a few codes in a hundred.
-        min_elements: weights with fewer stay float32; `least_elements` unless given.
-    """
-
-    target: Target = "portable"
-    block_size: int = 64
-    bits: int = 8
-    keep: tuple[str, ...] = ()
-    fine: tuple[str, ...] = FINE
-    store: tuple[str, ...] = ()
-    signed: bool = False
-    codebooks: bool = False
-    min_elements: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no pass can do."""
-        if self.target not in TARGETS:
-            raise ConfigError(f"target is {self.target!r}, expected one of {', '.join(TARGETS)}")
-        if self.block_size not in BLOCK_SIZES:
-            raise ConfigError(f"block size is {self.block_size}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
-        if self.bits not in (4, 8) or (self.bits == 4 and self.target != "single"):
-            raise ConfigError(f"bits is {self.bits} for target {self.target}, expected 8, or 4 with target single")
-        if self.min_elements is not None and self.min_elements < 0:
-            raise ConfigError(f"min_elements is {self.min_elements}, expected 0 or more")
-
-
-Options = Fp16Options | Int8Options
 Weight = HalvedWeight | RoundedWeight
 
 
@@ -208,39 +158,6 @@ def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> Convert
     return ConvertedGraph(model, tuple(weights), tuple(records))
 
 
-def kept_float(options: Int8Options) -> tuple[str, ...]:
-    """Patterns of what stays float32 in an int8 variant."""
-    return (*ALWAYS_FLOAT, *(() if options.codebooks else CODEBOOKS), *options.keep)
-
-
-def patterns_for(kind: GraphKind, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Patterns that hold for one graph; `encoder:` or `decoder:` before a pattern limits it to that graph."""
-    found = []
-    for pattern in patterns:
-        graph, colon, rest = pattern.partition(":")
-        if not colon or graph == kind:
-            found.append(rest if colon else pattern)
-    return tuple(found)
-
-
-def least_elements(model: ir.Model) -> int:
-    """What a weight of a graph must have at least, to be worth its rounding."""
-    total = sum(value.const_value.size for value in float_weights(model) if value.const_value is not None)
-    return total // SMALL_SHARE
-
-
-def check_patterns(models: dict[GraphKind, ir.Model], options: Options) -> None:
-    """Raise `ConfigError` for a pattern of the options that fits no weight of any graph."""
-    names = {kind: [str(value.name) for value in float_weights(model)] for kind, model in models.items()}
-    lists = [options.keep] if isinstance(options, Fp16Options) else [options.keep, options.fine, options.store]
-    for pattern in (pattern for patterns in lists for pattern in patterns):
-        if not any(matches(name, patterns_for(kind, [pattern])) for kind in names for name in names[kind]):
-            raise ConfigError(
-                f"no weight is called {pattern!r}; names look like layers.0.fc1, convs.enc_0.weight or "
-                "decoder:acoustic.table, and * stands for anything"
-            )
-
-
 def convert_recipe(recipe: ConvertRecipe, parent: Path, directory: Path) -> Conversion:
     """What `build` calls: the conversion that a configuration describes, in place of an earlier result."""
     values: dict[str, Any] = dict(recipe.options)
@@ -253,24 +170,24 @@ CONVERTERS = {"fp16": convert_recipe, "int8": convert_recipe}
 
 
 def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.passes.FunctionalPass]:
-    least = least_elements(model)
-    if isinstance(options, Fp16Options):
-        yield HalfWeights(patterns_for(kind, (*CODEBOOKS, *options.keep)), least)
-        return
     keep = patterns_for(kind, kept_float(options))
+    fewest = fewest_elements(model, options)
+    if isinstance(options, Fp16Options):
+        yield HalfWeights(keep, fewest)
+        return
     store, fine = patterns_for(kind, options.store), patterns_for(kind, options.fine)
-    others = (*keep, *store)
-    fewest = least if options.min_elements is None else options.min_elements
+    books = patterns_for(kind, (CODEBOOKS,))
+    others = (*keep, *store, *books)
     if options.target == "portable":
         yield DynamicProducts(("*",), others, fine, not options.signed, fewest)
     else:
         yield DynamicProducts(fine, others, fine, not options.signed, fewest)
         yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits, fewest)
     if options.codebooks:
-        yield RoundedCodebooks(("*.codebooks.*",), others, unsigned=not options.signed)
+        yield RoundedCodebooks(books, (*keep, *store), not options.signed)
     if store:
         yield StoredWeights(store, keep, min_elements=1)
-    yield HalfWeights((*keep, f"*{SCALES}"), least)
+    yield HalfWeights((*keep, f"*{SCALES}"), fewest_elements(model, Fp16Options()))
 
 
 def _settings(step: ir.passes.FunctionalPass) -> dict[str, Any]:

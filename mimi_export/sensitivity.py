@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from mimi_export.artifact import Artifact
 from mimi_export.checkpoint import Checkpoint
-from mimi_export.convert import Int8Options, convert_graph, kept_float, least_elements, patterns_for
+from mimi_export.convert import convert_graph
 from mimi_export.errors import ArtifactError
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import Comparison
@@ -31,6 +31,7 @@ from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.tapped import TappedGraph
 from mimi_export.passes.int8_products import find_products
 from mimi_export.passes.weights import float_weights, matches
+from mimi_export.precision import Int8Options, fewest_elements, kept_float, patterns_for
 from mimi_export.signals import speech_like
 from mimi_export.spec import GRAPH_KINDS, GraphKind
 
@@ -148,8 +149,7 @@ class _Graph:
         rows = []
         keep = patterns_for(self.kind, kept_float(self.options))
         names = [str(value.name) for value in float_weights(self.model)]
-        least = self.options.min_elements
-        for group in weight_groups(self.model, least_elements(self.model) if least is None else least):
+        for group in weight_groups(self.model, fewest_elements(self.model, self.options)):
             if all(matches(name, keep) for name in names if matches(name, (group,))):
                 continue
             pattern = f"{self.kind}:{group}"

@@ -24,9 +24,10 @@ from mimi_export.bench.contenders import PUBLIC, Contender, variant_contenders
 from mimi_export.bench.cost import Cost, measure_costs, multiply_adds, operator_milliseconds
 from mimi_export.bench.graph_worker import GraphWorker, growth_of
 from mimi_export.bench.machine import Machine, measure_machine
+from mimi_export.bench.plan import Measurement, Plan, Results
 from mimi_export.bench.public_design import export_public_design
 from mimi_export.bench.report import as_json, markdown, tables
-from mimi_export.bench.rounds import Measurement, Plan, Results, run_rounds
+from mimi_export.bench.rounds import run_rounds
 from mimi_export.bench.summary import Summary, summarise
 from mimi_export.bench.targets import Target, targets
 from mimi_export.cli import bench as bench_command

@@ -26,11 +26,12 @@ from mimi_export.artifact import load_artifact
 from mimi_export.batch import export_batch
 from mimi_export.batch_check import check_batch
 from mimi_export.cli import main
-from mimi_export.convert import Fp16Options, convert
+from mimi_export.convert import convert
 from mimi_export.errors import ArtifactError
 from mimi_export.hub.card import model_card, snippets
 from mimi_export.hub.plan import local_files
 from mimi_export.hub.subjects import read_subjects
+from mimi_export.precision import Fp16Options
 from mimi_export.runtime import load
 from mimi_export.signals import speech_like
 from mimi_export.spec import GRAPH_KINDS

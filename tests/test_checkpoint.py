@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mimi_export import upstream
-from mimi_export.checkpoint import load_checkpoint
-from mimi_export.errors import CheckpointError, ConfigError
+from mimi_export.checkpoint import load_checkpoint, load_source
+from mimi_export.errors import ArtifactError, CheckpointError, ConfigError
 from mimi_export.synthetic import synthetic_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -364,3 +364,13 @@ def test_transformers_without_a_sliding_window_is_refused_before_anything_else(m
     monkeypatch.setattr(upstream, "check_transformers_version", too_old)
     with pytest.raises(CheckpointError, match="too old"):
         load_checkpoint("synthetic:tiny")
+
+
+def test_source_of_a_variant(tiny_checkpoint):
+    again = load_source(tiny_checkpoint.source, tiny_checkpoint.revision)
+    assert (again.source, again.revision) == (tiny_checkpoint.source, tiny_checkpoint.revision)
+    asked = []
+    load_source("someone/mimi", "abc", lambda *wanted: asked.append(wanted) or tiny_checkpoint)
+    assert asked == [("someone/mimi", "abc")]
+    with pytest.raises(ArtifactError, match=r"made from synthetic:tiny \(format 0\), this program makes .* export it"):
+        load_source("synthetic:tiny", "format 0")

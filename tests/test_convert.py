@@ -18,24 +18,26 @@ from helpers import onnx_step, session, snr, stream, zeros
 from mimi_export import convert as conversion
 from mimi_export import upstream
 from mimi_export.artifact import MANIFEST_NAME, load_artifact
+from mimi_export.cli import main
 from mimi_export.cli.errors import errors_as_exit_codes
-from mimi_export.convert import Fp16Options, Int8Options, check_patterns, convert, convert_graph, patterns_for
+from mimi_export.convert import convert, convert_graph
 from mimi_export.errors import ArtifactError, ConfigError, GraphError, OutputError
 from mimi_export.files import sha256
+from mimi_export.precision import Fp16Options, Int8Options, check_patterns, patterns_for
 from mimi_export.runtime import load
 from mimi_export.signals import speech_like
 from mimi_export.spec import GRAPH_KINDS
 from mimi_export.variants import ConvertRecipe, load_variants
 
 SECONDS = 4.0
-# Options, and the least dB of the decoder from the reference's codes.
-# Tiny layers have few terms a sum, so rounding averages out less than in the real geometry: these are floors that a
-# lost scale or zero point breaks by far, the real budgets are in configs/.
 # Convolutions with 96 and more steps a frame: few weights, and the first to lose what 8 bits cannot hold.
 FAST_CONVS = tuple(
     f"convs.{name}*" for name in ("enc_3.", "enc_4_", "enc_6.", "enc_7_", "dec_6_", "dec_8.", "dec_9_", "dec_11.")
 )
 
+# Options, and the least dB of the decoder from the reference's codes.
+# Tiny layers have few terms a sum, so rounding averages out less than in the real geometry: these are floors that a
+# lost scale or zero point breaks by far, the real budgets are in configs/.
 CASES = {
     "fp16": (Fp16Options(), 55),
     "portable": (Int8Options(), 25),
@@ -368,6 +370,17 @@ def test_sensitivity(parent, tiny_checkpoint, monkeypatch):
         assert [row.gained_db for row in others] == sorted((row.gained_db for row in others), reverse=True)
         assert all(row.more_mib > 0 for row in others if row.form == "float32" and ".fc" in row.group)
         assert max(row.gained_db for row in others) > 0.3
+
+
+def test_sensitivity_command(parent, monkeypatch, capsys):
+    from mimi_export import sensitivity
+
+    monkeypatch.setattr(sensitivity, "TIMED_CALLS", 1)
+    assert main(["sensitivity", str(parent), "--seconds", "1", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {row["graph"] for row in answer["rows"]} == set(GRAPH_KINDS)
+    assert main(["sensitivity", str(parent), "--model", "synthetic:tiny", "--seconds", "1"]) == 0
+    assert "layers.*.fc2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ LAYERS = {
     1: ("files", "signals", "audio", "codes", "upstream", "synthetic", "checkpoint", "hub_download", "artifact",
         "kyutai", "steps"),
     2: ("graphs", "taps", "passes", "runtime"),
-    3: ("export", "golden", "build", "convert", "batch", "batch_check", "batch_files", "sensitivity", "parity", "bench",
-        "report", "hub"),
+    3: ("export", "golden", "build", "precision", "convert", "batch", "batch_check", "batch_files", "sensitivity",
+        "parity", "bench", "report", "hub"),
     4: ("cli",),
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ from publishing import REPO, Publication, local_hub, publication, whole_clips_fr
 from mimi_export.batch import export_batch
 from mimi_export.batch_check import check_batch
 from mimi_export.cli import main
-from mimi_export.convert import Fp16Options, Int8Options, convert
+from mimi_export.convert import convert
+from mimi_export.precision import Fp16Options, Int8Options
 
 
 @pytest.fixture(scope="module")

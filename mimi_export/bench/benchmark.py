@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mimi_export.artifact import MANIFEST_NAME, Artifact, load_artifact
 from mimi_export.bench.contenders import baseline_contenders, variant_contenders
 from mimi_export.bench.machine import Machine, measure_machine
+from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
-from mimi_export.bench.rounds import Plan, no_progress, run_rounds
+from mimi_export.bench.rounds import no_progress, run_rounds
 from mimi_export.bench.targets import targets
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 from mimi_export.files import atomic_directory

@@ -32,7 +32,7 @@ from mimi_export import __version__
 from mimi_export.bench.contenders import Contender
 from mimi_export.bench.cost import Cost
 from mimi_export.bench.machine import Machine
-from mimi_export.bench.rounds import Measurement, Plan, Results
+from mimi_export.bench.plan import Measurement, Plan, Results
 from mimi_export.bench.targets import Target
 
 Table = tuple[str, tuple[str, ...], list[tuple[object, ...]]]  # title, columns, rows

@@ -81,8 +81,8 @@ def bench(
     with needs_extra("export", "mimi-export bench"):
         from mimi_export.audio import read_audio
         from mimi_export.bench.benchmark import benchmark, default_directories, write_report
+        from mimi_export.bench.plan import Plan
         from mimi_export.bench.report import tables
-        from mimi_export.bench.rounds import Plan
     if output is not None:
         with needs_extra("bench", "mimi-export bench --output"):
             import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after

@@ -13,7 +13,7 @@ from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json
 
 if TYPE_CHECKING:
-    from mimi_export.convert import Int8Options, Options
+    from mimi_export.precision import Int8Options, Options
 
 InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
 OutputDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory to make.")]
@@ -112,7 +112,7 @@ def convert_fp16(
       mimi-export convert fp16 artifacts/streaming-8cb artifacts/streaming-8cb-fp16
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "mimi-export convert"):
-        from mimi_export.convert import Fp16Options
+        from mimi_export.precision import Fp16Options
     run_conversion(input_dir, output_dir, Fp16Options(tuple(keep_float or ())), name, force, json)
 
 
@@ -202,7 +202,7 @@ def sensitivity(
     fine = fine if fine is not None else []
     options = _int8_options(target, block_size, bits, keep_float, fine, None, signed, round_codebooks, min_elements)
     with needs_extra("export", "mimi-export sensitivity"):
-        from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.checkpoint import load_checkpoint, load_source
         from mimi_export.parity.clips import clips_from_files
         from mimi_export.sensitivity import measure_sensitivity, speech_clip
     from mimi_export.artifact import load_artifact
@@ -211,7 +211,7 @@ def sensitivity(
     source = artifact.manifest.source
     with Steps() as steps:
         steps.step(f"loading {model or source.model}")
-        checkpoint = load_checkpoint(model or source.model, None if model else source.revision)
+        checkpoint = load_checkpoint(model) if model else load_source(source.model, source.revision)
         heard = speech_clip(artifact.geometry.sampling_rate, seconds) if clip is None else clips_from_files([clip])[0]
         rows = measure_sensitivity(artifact, checkpoint, heard, options, seconds=seconds, progress=steps.step)
     if json:
@@ -233,7 +233,7 @@ def _int8_options(
     min_elements: int | None,
 ) -> Int8Options:
     with needs_extra("export", "mimi-export convert"):
-        from mimi_export.convert import FINE, Int8Options
+        from mimi_export.precision import FINE, Int8Options
     return Int8Options(
         target=target.value,
         block_size=block_size,

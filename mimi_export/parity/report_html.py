@@ -6,7 +6,6 @@ mode and fits a phone.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from importlib import resources
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from mimi_export import __version__
 from mimi_export.parity import charts, report_md
+from mimi_export.parity import html_parts as h
 from mimi_export.parity.checks import METRIC_WORDS, STATE_DB, computation_order, number
 from mimi_export.parity.metrics import decibels
 from mimi_export.parity.results import Audio, ClipResult, ParityRun, VariantReport
@@ -48,7 +48,7 @@ def to_text(run: ParityRun) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{_e(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{h.text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -59,30 +59,34 @@ def _verdict(run: ParityRun) -> str:
     problems = [*run.missed]
     problems += [f"{report.name}: {item.line}" for report in run.reports for item in report.explanations]
     problems += [f"could not measure {item.directory}: {item.reason}" for item in run.not_measured]
-    items = "".join(f"<li>{_e(line)}</li>" for line in problems)
+    items = "".join(f"<li>{h.text(line)}</li>" for line in problems)
     words = "Every budget is met." if good else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
     return (
-        f'<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n<div class="verdict {_tone(good)}">'
-        f"<strong>{_e(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
+        f'<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n<div class="verdict {h.tone(good)}">'
+        f"<strong>{h.text(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
     )
 
 
 def _variants(run: ParityRun) -> str:
     rows = []
     for report in run.reports:
-        cells = [_e(cell) for cell in report_md.quality_row(report)]
+        cells = [h.text(cell) for cell in report_md.quality_row(report)]
         cells[0] = f"<b>{cells[0]}</b>"
-        cells[1] = _pill(report.passed, "pass", "fail")
+        cells[1] = h.pill(report.passed, "pass", "fail")
         rows.append(cells)
     first = run.reports[0].clips[0]
     return (
         "<h2>Variants</h2><p>Levels are signal-to-noise ratios against untouched batch PyTorch on the clip "
-        f"<code>{_e(first.name)}</code>; more is better, float rounding alone leaves 110 to 130 dB. Codes are of all "
-        "clips and all ways to call; ties are entries that rounding cannot tell apart (and what follows from them).</p>"
-        + _table(report_md.QUALITY_COLUMNS, rows)
+        f"<code>{h.text(first.name)}</code>; more is better, float rounding alone leaves 110 to 130 dB. Codes are of "
+        "all clips and all ways to call; ties are entries that rounding cannot tell apart (and what follows from "
+        "them).</p>"
+        + h.table(report_md.QUALITY_COLUMNS, rows)
         + '<p class="gap">Speed: one stream, one thread, as this machine was busy at the time.</p>'
-        + _table(report_md.COST_COLUMNS, [[_e(cell) for cell in report_md.cost_row(report)] for report in run.reports])
+        + h.table(
+            report_md.COST_COLUMNS,
+            [[h.text(cell) for cell in report_md.cost_row(report)] for report in run.reports],
+        )
     )
 
 
@@ -92,23 +96,23 @@ def _checks(run: ParityRun) -> str:
         for check in sorted(report.checks, key=lambda check: check.passed):
             words, unit = METRIC_WORDS[check.metric]
             rows.append([
-                _e(report.name),
-                _pill(check.passed, "met", "missed"),
-                _e(words),
+                h.text(report.name),
+                h.pill(check.passed, "met", "missed"),
+                h.text(words),
                 f"{check.got_text} {unit}",
-                f"{_e(check.wanted)} {unit}",
-                f'<span class="note">{_e(_sentence(check.where))} {_e(_sentence(check.reason))}</span>',
+                f"{h.text(check.wanted)} {unit}",
+                f'<span class="note">{h.text(h.sentence(check.where))} {h.text(h.sentence(check.reason))}</span>',
             ])  # fmt: skip
-    return "<h2>Budgets</h2>" + _table(
+    return "<h2>Budgets</h2>" + h.table(
         ("variant", "", "what", "got", "wanted", "where, and why this number"), rows, why=5
     )
 
 
 def _published(run: ParityRun) -> str:
-    rows = [[_e(cell) for cell in row] for row in report_md.published_rows(run)]
+    rows = [[h.text(cell) for cell in row] for row in report_md.published_rows(run)]
     return (
         "<h2>Streaming against batch, 3 s</h2><p>The table of the public models' card, and the same on the first "
-        "3 seconds of our first clip.</p>" + _table(report_md.PUBLISHED_COLUMNS, rows)
+        "3 seconds of our first clip.</p>" + h.table(report_md.PUBLISHED_COLUMNS, rows)
     )
 
 
@@ -125,7 +129,7 @@ def _clips(run: ParityRun) -> list[str]:
         )
         body = _listen(found, rate) + _waves(found, shown) + _spectra(found, rate) + _errors(found) + _heat(found)
         is_open = " open" if index == 0 else ""
-        parts.append(f"<details{is_open}><summary>{_e(first.name)}<span>{detail}</span></summary>{body}</details>")
+        parts.append(f"<details{is_open}><summary>{h.text(first.name)}<span>{detail}</span></summary>{body}</details>")
     return parts
 
 
@@ -138,7 +142,7 @@ def _listen(found: Found, rate: int) -> str:
         players.append((f"PyTorch, {count} codebooks", clip.excerpt.reference))
     players += [(report.name, clip.excerpt.result) for report, clip in found]
     figures = "".join(
-        f"<figure><figcaption><b>{_e(name)}</b></figcaption>"
+        f"<figure><figcaption><b>{h.text(name)}</b></figcaption>"
         f'<audio controls preload="metadata" src="{charts.wav(samples, rate)}"></audio></figure>'
         for name, samples in players
     )
@@ -146,11 +150,11 @@ def _listen(found: Found, rate: int) -> str:
 
 
 def _waves(found: Found, seconds: float) -> str:
-    legend = _legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
+    legend = h.legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
     figures = "".join(
-        f'<figure><figcaption><b>{_e(report.name)}</b>, end to end</figcaption><div class="plot">'
+        f'<figure><figcaption><b>{h.text(report.name)}</b>, end to end</figcaption><div class="plot">'
         + charts.waveforms(clip.excerpt.original, clip.excerpt.reference, clip.excerpt.result)
-        + f"</div>{_axis(seconds)}</figure>"
+        + f"</div>{h.axis(seconds)}</figure>"
         for report, clip in found
     )
     return f'<h3>Waveforms</h3>{legend}<div class="grid2">{figures}</div>'
@@ -161,9 +165,9 @@ def _spectra(found: Found, rate: int) -> str:
     signals += [(f"PyTorch, {count} codebooks", clip.excerpt.reference) for count, clip in _by_codebooks(found).items()]
     signals += [(report.name, clip.excerpt.result) for report, clip in found]
     figures = "".join(
-        f'<figure><figcaption><b>{_e(name)}</b></figcaption><div class="plot">'
-        f'<img alt="Log-mel spectrogram of {_e(name)}" src="{_spectrogram(samples, rate)}"></div>'
-        f"{_axis(len(samples) / rate)}</figure>"
+        f'<figure><figcaption><b>{h.text(name)}</b></figcaption><div class="plot">'
+        f'<img alt="Log-mel spectrogram of {h.text(name)}" src="{_spectrogram(samples, rate)}"></div>'
+        f"{h.axis(len(samples) / rate)}</figure>"
         for name, samples in signals
     )
     return (
@@ -176,7 +180,7 @@ def _spectrogram(samples: Audio, rate: int) -> str:
 
 
 def _errors(found: Found) -> str:
-    legend = _legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
+    legend = h.legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
     ticks = "".join(
         f'<span class="tick" style="top:{100 - 100 * value / TOP_DB:.1f}%">{value:g} dB</span>' for value in GRID_DB
     )
@@ -190,7 +194,7 @@ def _errors(found: Found) -> str:
         if series:
             figures += f'<figure><figcaption><b>{title}</b></figcaption><div class="plot tall">'
             figures += charts.lines(series, 0.0, TOP_DB, GRID_DB) + ticks + "</div>"
-            figures += _axis(found[0][1].num_frames / found[0][0].manifest.geometry.frame_rate) + "</figure>"
+            figures += h.axis(found[0][1].num_frames / found[0][0].manifest.geometry.frame_rate) + "</figure>"
     return (
         "<h3>Error over time</h3><p>SNR of each second; higher is better, a fall would be drift. What is exact stands "
         f'at the top.</p>{legend}<div class="grid2">{figures}</div>'
@@ -207,7 +211,7 @@ def _curve(clip: ClipResult, what: str, frame_rate: float) -> charts.Array:
 
 
 def _heat(found: Found) -> str:
-    legend = _legend(
+    legend = h.legend(
         (("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie"))
     )
     figures = ""
@@ -216,10 +220,10 @@ def _heat(found: Found) -> str:
         agreement = next(iter(clip.codes.values()))
         picture = charts.heat_map(clip.timeline.verdict)
         figures += (
-            f"<figure><figcaption><b>{_e(report.name)}</b>, {report_md.percent(agreement.equal)} equal; codebook 0 on "
-            f'top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" '
-            f'alt="Code agreement of {_e(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{picture}">'
-            f"</div>{_axis(clip.num_frames / report.manifest.geometry.frame_rate)}</figure>"
+            f"<figure><figcaption><b>{h.text(report.name)}</b>, {report_md.percent(agreement.equal)} equal; codebook 0 "
+            f'on top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" '
+            f'alt="Code agreement of {h.text(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{picture}">'
+            f"</div>{h.axis(clip.num_frames / report.manifest.geometry.frame_rate)}</figure>"
         )
     return f'<h3>Codes equal to PyTorch\'s, by codebook and time</h3>{legend}<div class="grid2">{figures}</div>'
 
@@ -234,20 +238,20 @@ def _states(run: ParityRun) -> str:
         names = list(dict.fromkeys(name for report in run.reports for name in computation_order(report.manifest, kind)))
         rows = []
         for name in names:
-            cells = [f"<code>{_e(name)}</code>"]
+            cells = [f"<code>{h.text(name)}</code>"]
             for report in run.reports:
                 value = report.states.get(kind, {}).get(name)
                 weak = report.manifest.precision == "fp32" and value is not None and not value >= STATE_DB
                 cells.append(f'<span class="pill bad">{number(value, 1)}</span>' if weak else number(value, 1))
             rows.append(cells)
-        table = _table((kind, *(_e(report.name) for report in run.reports)), rows)
+        table = h.table((kind, *(h.text(report.name) for report in run.reports)), rows)
         parts.append(f"<details><summary>{kind}<span>{len(names)} states</span></summary>{table}</details>")
     return "".join(parts)
 
 
 def _all_clips(run: ParityRun) -> str:
-    rows = [[_e(cell) for cell in row] for report in run.reports for row in report_md.clip_rows(report)]
-    return f"<h2>All clips and ways to call</h2><p>{_e(report_md.DRIFT_NOTE)}</p>" + _table(
+    rows = [[h.text(cell) for cell in row] for report in run.reports for row in report_md.clip_rows(report)]
+    return f"<h2>All clips and ways to call</h2><p>{h.text(report_md.DRIFT_NOTE)}</p>" + h.table(
         report_md.CLIP_COLUMNS, rows
     )
 
@@ -255,7 +259,7 @@ def _all_clips(run: ParityRun) -> str:
 def _footer(run: ParityRun) -> str:
     sources = {f"{r.manifest.source.model} {r.manifest.source.revision or ''}".strip() for r in run.reports}
     tools = ", ".join(f"{name} {version}" for name, version in sorted(run.reports[0].tools.items()))
-    return f"<footer>mimi-export {__version__} · model {_e(', '.join(sorted(sources)))} · {_e(tools)}</footer>"
+    return f"<footer>mimi-export {__version__} · model {h.text(', '.join(sorted(sources)))} · {h.text(tools)}</footer>"
 
 
 def _by_codebooks(found: Found) -> dict[int, ClipResult]:
@@ -264,45 +268,3 @@ def _by_codebooks(found: Found) -> dict[int, ClipResult]:
     for report, clip in found:
         chosen.setdefault(report.manifest.num_codebooks, clip)
     return chosen
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], why: int | None = None) -> str:
-    """Cells are HTML; column `why` holds sentences, and such a table becomes a list on a narrow screen."""
-    head = "".join(f"<th{_left(i, why)}>{column}</th>" for i, column in enumerate(columns))
-    body = "".join(
-        "<tr>" + "".join(f"<td{_left(i, why)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    kind = ' class="stack"' if why is not None else ""
-    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _left(index: int, why: int | None) -> str:
-    return ' class="why"' if index == why else ""
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    items = "".join(
-        f'<span><i style="background:{colour if colour.startswith("#") else f"var(--{colour})"}"></i>{_e(name)}</span>'
-        for colour, name in entries
-    )
-    return f'<div class="legend">{items}</div>'
-
-
-def _axis(seconds: float) -> str:
-    return f'<div class="axis"><span>0</span><span>{seconds / 2:.3g}</span><span>{seconds:.3g} s</span></div>'
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def _pill(good: bool, yes: str, no: str) -> str:
-    return f'<span class="pill {_tone(good)}">{yes if good else no}</span>'
-
-
-def _tone(good: bool) -> str:
-    return "good" if good else "bad"
-
-
-def _e(text: str) -> str:
-    return html.escape(str(text))

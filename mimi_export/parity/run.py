@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from mimi_export.artifact import Artifact, load_artifact
-from mimi_export.checkpoint import Checkpoint, load_checkpoint
+from mimi_export.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.errors import ArtifactError
 from mimi_export.parity.checks import budgets_for, judge
 from mimi_export.parity.clips import Clip, default_clips
@@ -15,7 +15,6 @@ from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import FRAMES_PER_CALL, measure
 from mimi_export.parity.reference import Reference
 from mimi_export.parity.results import NotMeasured, ParityRun
-from mimi_export.synthetic import SYNTHETIC_NAMES
 from mimi_export.variants import Variant
 
 Progress = Callable[[str], None]
@@ -65,11 +64,10 @@ def check_parity(
         groups.setdefault(key, []).append(artifact)
     for (name, wanted), artifacts in groups.items():
         progress(f"loading {name}")
-        made_up = name in SYNTHETIC_NAMES  # its revision is a version, which nobody can ask for
-        checkpoint = load(name, None if made_up else wanted)
-        if made_up and model is None and wanted != checkpoint.revision:
-            reason = f"it was made from {name} ({wanted}), this program makes {checkpoint.revision}; export it again"
-            run.not_measured += [NotMeasured(str(artifact.path), reason) for artifact in artifacts]
+        try:
+            checkpoint = load_source(name, wanted, load) if model is None else load(model, revision)
+        except ArtifactError as error:
+            run.not_measured += [NotMeasured(str(artifact.path), str(error)) for artifact in artifacts]
             continue
         listed = default_clips(checkpoint.geometry.sampling_rate) if clips is None else clips
         counts = [artifact.manifest.num_codebooks for artifact in artifacts]
