@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 MODEL ?= synthetic
 VARIANTS ?= streaming-8cb
 AUDIO ?= generated
-WORKERS ?= -n 2 --dist loadgroup
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed

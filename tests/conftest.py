@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -15,17 +16,22 @@ SHARED = REPOSITORY.parent / "shared"
 VariantFactory = Callable[..., Path]
 
 
+# Modules in the order of the time that they take, from a minute up: begun last, one of them would run alone.
+LONGEST = (
+    "test_parity", "test_exactness", "test_batch", "test_export", "test_convert", "test_bench", "test_node",
+    "test_runtime", "test_mutations", "test_contract_client", "test_fixed_batch", "test_cli", "test_upload",
+)  # fmt: skip
 EXPORTING = {"tiny_variant", "full_variant", "public", "codec", "ring"}  # fixtures that trace graphs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what exports graphs; with `-n 2 --dist loadgroup` a module stays on one worker, full size on another."""
+    """Mark what exports graphs, and begin with the longest modules, so that two workers end together."""
     for item in items:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         needed = {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
         if EXPORTING & needed:
             item.add_marker(pytest.mark.export)
-        item.add_marker(pytest.mark.xdist_group("full-size" if "full_variant" in needed else item.path.name))
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,31 +56,41 @@ def full_checkpoint():
     return load_checkpoint("synthetic")
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this test run, the same one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def _factory(checkpoint, root: Path) -> VariantFactory:
     from mimi_export.export import export_variant
+
+    root.mkdir(exist_ok=True)
 
     def make(
         num_codebooks: int = 8, layout: str = "window", frames_per_call: int | None = None, batch: int | None = None
     ) -> Path:
         path = root / f"{layout}-{num_codebooks}cb-{frames_per_call or 'any'}{f'-batch{batch}' if batch else ''}"
-        if not path.exists():
-            sizes = {"layout": layout, "frames_per_call": frames_per_call, "batch": batch}
-            export_variant(checkpoint, path, num_codebooks, **sizes)
+        with FileLock(f"{path}.lock"):  # another worker may be making it
+            if not path.exists():
+                sizes = {"layout": layout, "frames_per_call": frames_per_call, "batch": batch}
+                export_variant(checkpoint, path, num_codebooks, **sizes)
         return path
 
     return make
 
 
 @pytest.fixture(scope="session")
-def tiny_variant(tiny_checkpoint, tmp_path_factory) -> VariantFactory:
+def tiny_variant(tiny_checkpoint, shared_folder) -> VariantFactory:
     """`tiny_variant(num_codebooks=8, layout="window", frames_per_call=None, batch=None)`; never write into it."""
-    return _factory(tiny_checkpoint, tmp_path_factory.mktemp("tiny"))
+    return _factory(tiny_checkpoint, shared_folder / "tiny")
 
 
 @pytest.fixture(scope="session")
-def full_variant(full_checkpoint, tmp_path_factory) -> VariantFactory:
+def full_variant(full_checkpoint, shared_folder) -> VariantFactory:
     """The same from the full-size checkpoint; for tests marked slow."""
-    return _factory(full_checkpoint, tmp_path_factory.mktemp("full"))
+    return _factory(full_checkpoint, shared_folder / "full")
 
 
 @pytest.fixture(scope="session")
