@@ -113,8 +113,8 @@ def check_codes(codes: npt.NDArray[Any], num_codebooks: int, codebook_size: int)
         )
     if not 1 <= codes.shape[1] <= num_codebooks:
         raise CodesError(f"codes have {codes.shape[1]} codebooks, this decoder takes 1 to {num_codebooks}")
-    bad = (codes < 0) | (codes >= codebook_size)
-    if bad.any():
+    if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
+        bad = (codes < 0) | (codes >= codebook_size)
         row, codebook, frame = np.unravel_index(int(np.argmax(bad)), bad.shape)
         raise CodesError(
             f"code {codes[row, codebook, frame]} at row {row}, codebook {codebook}, frame {frame} is out of range, "

@@ -20,6 +20,7 @@ from mimi_export import upstream
 from mimi_export.errors import ArtifactError, AudioError, CodesError, ConfigError, GraphError
 from mimi_export.runtime import load
 from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.stream import check_audio
 from mimi_export.signals import speech_like
 
 F = 1920
@@ -294,6 +295,13 @@ def test_samples_that_are_no_numbers(codec, audio, bad):
         stream.push(piece)
     assert str(error.value) == f"sample 100 of row 0 is {bad}; remove NaN and infinite samples first"
     assert np.array_equal(stream.push(audio[0]), codec.encoder.stream().push(audio[0])), "the refusal left a trace"
+
+
+@pytest.mark.filterwarnings("error")
+def test_huge_samples_are_not_infinite():
+    samples = np.full((2, 5), 1e30)
+    assert np.array_equal(check_audio(samples, 2), samples[:, None].astype(np.float32))
+    assert check_audio(np.zeros((2, 0)), 2).shape == (2, 1, 0)
 
 
 @pytest.mark.parametrize(

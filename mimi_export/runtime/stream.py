@@ -6,6 +6,7 @@ left at the end is filled with zeros by `flush`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ class EncoderStream(_Stream):
         audio = check_audio(samples, self.batch)
         outputs = self._run(audio)
         self._count += audio.shape[-1]
-        return np.concatenate(outputs, axis=-1) if outputs else self._no_codes
+        return _join(outputs) if outputs else self._no_codes
 
     def flush(self) -> Flush:
         """End the stream: fill the last frame with zeros and encode it.
@@ -147,7 +148,7 @@ class EncoderStream(_Stream):
         if not outputs:
             return Flush(self._no_codes, 0)
         frames = -(-real // self.geometry.frame_size)
-        return Flush(np.concatenate(outputs, axis=-1)[..., :frames], real)
+        return Flush(_join(outputs)[..., :frames], real)
 
 
 class DecoderStream(_Stream):
@@ -190,19 +191,17 @@ class DecoderStream(_Stream):
             raise CodesError(f"got {array.shape[1]} codebooks while frames of {self._pending.shape[1]} are buffered")
         outputs = self._run(array)
         self._count += array.shape[-1]
-        return self._join(outputs)
+        return self._audio(outputs)
 
     def flush(self) -> Audio:
         """End the stream: the samples of buffered frames, which only a graph of several frames per call keeps."""
         if self._ended:
             raise CodesError("this stream was flushed already; call reset() to begin a new one")
         outputs, real = self._finish()
-        return self._join(outputs)[:, : real * self.geometry.frame_size]
+        return self._audio(outputs)[:, : real * self.geometry.frame_size]
 
-    def _join(self, outputs: list[Array]) -> Audio:
-        if not outputs:
-            return np.zeros((self.batch, 0), np.float32)
-        return np.concatenate(outputs, axis=-1)[:, 0]
+    def _audio(self, outputs: list[Array]) -> Audio:
+        return _join(outputs)[:, 0] if outputs else np.zeros((self.batch, 0), np.float32)
 
     def _checked(self, codes: npt.ArrayLike) -> Codes:
         array = np.asarray(codes)
@@ -211,7 +210,12 @@ class DecoderStream(_Stream):
         if array.ndim != 3 or array.shape[0] != self.batch:
             raise CodesError(f"codes have shape {list(array.shape)}, expected [{self.batch}, codebooks, frames]")
         check_codes(array, self._state.graph.spec.num_codebooks, self.geometry.codebook_size)
-        return array.astype(np.int64)
+        return array.astype(np.int64, copy=False)
+
+
+def _join(outputs: list[Array]) -> Array:
+    """Outputs of calls in a row; the only one as it is, for between two calls every operation starts cold."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
 
 
 def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
@@ -224,7 +228,9 @@ def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
     if array.ndim != 2 or array.shape[0] != batch:
         raise AudioError(f"samples have shape {list(array.shape)}, expected [{batch}, samples]")
     audio: Audio = array.astype(np.float32, copy=False)
-    if not np.isfinite(audio).all():
-        row, place = np.argwhere(~np.isfinite(audio))[0]
-        raise AudioError(f"sample {place} of row {row} is {audio[row, place]}; remove NaN and infinite samples first")
+    if not math.isfinite(np.vdot(audio, audio)):  # NaN and infinite samples show in the sum, and huge ones may
+        for row, place in np.argwhere(~np.isfinite(audio))[:1]:
+            raise AudioError(
+                f"sample {place} of row {row} is {audio[row, place]}; remove NaN and infinite samples first"
+            )
     return audio[:, None]
