@@ -51,7 +51,7 @@ class Int8Options:
         store: patterns of weights that are only stored in 8 bits and computed as float32.
         signed: with `MatMulInteger`, store weights as int8 instead of uint8: up to twice as fast on processors with
             VNNI or AMX and on ARM, but wrong on x86 processors without VNNI, which saturate sums of two products.
-        codebooks: search the encoder's codebooks in 8 bits as well: smaller and faster, at a few codes in a hundred.
+        codebooks: search the encoder's codebooks in 8 bits as well: smaller and faster, at about one code in a hundred.
         min_elements: weights with fewer stay float32; a 400th of the graph's unless given.
     """
 

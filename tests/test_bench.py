@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from mimi_export import upstream
 from mimi_export.artifact import load_artifact
 from mimi_export.bench import benchmark as benchmark_module
+from mimi_export.bench import huge_pages
 from mimi_export.bench.bound import BoundGraph, call_data, state_shapes, states_at
 from mimi_export.bench.contenders import PUBLIC, Contender, variant_contenders
 from mimi_export.bench.cost import Cost, measure_costs, multiply_adds, operator_milliseconds
@@ -442,9 +443,38 @@ def test_bench_writes_a_report_and_pictures(cli, tiny_variant, tmp_path, monkeyp
     code, out, err = cli(tiny_variant(), "--no-peers", "--no-public", *quick, "--output", output)
     assert (code, out) == (8, "")
     assert "exists already" in err
-    code, out, err = cli(tiny_variant(), "--no-peers", "--no-public", *quick, "--output", output, "--force")
+    assert "Heaps in pages as the system gives them." in (output / "bench.md").read_text()
+    with_huge_pages(monkeypatch, tmp_path / "switch", "always [madvise] never\n")
+    code, out, err = cli(
+        tiny_variant(), "--no-peers", "--no-public", *quick, "--output", output, "--force", "--huge-pages"
+    )
     assert code == 0
     assert "encoder, ms a frame" in out
+    assert "Heaps in huge pages." in (output / "bench.md").read_text()
+
+
+def with_huge_pages(monkeypatch, switch, text, libc=("glibc", "2.36")):
+    switch.write_text(text)
+    monkeypatch.setattr(huge_pages, "SWITCH", switch)
+    monkeypatch.setattr(huge_pages.platform, "libc_ver", lambda: libc)
+
+
+def test_huge_pages_that_cannot_be_had(cli, tiny_variant, tmp_path, monkeypatch):
+    def refused():
+        code, out, err = cli(tiny_variant(), "--huge-pages")
+        assert (code, out) == (ConfigError.exit_code, "")
+        return err.splitlines()[-1]
+
+    switch = tmp_path / "switch"
+    with_huge_pages(monkeypatch, switch, "always madvise [never]\n")
+    assert f"switched off here; as root: echo madvise > {switch}" in refused()
+    with_huge_pages(monkeypatch, switch, "[always] madvise never\n", ("glibc", "2.31"))
+    assert "need glibc 2.35 or later, this is glibc 2.31" in refused()
+    with_huge_pages(monkeypatch, switch, "[always] madvise never\n", ("", ""))
+    assert "need glibc 2.35 or later" in refused()
+    with_huge_pages(monkeypatch, switch, "[always] madvise never\n")
+    switch.unlink()
+    assert "this kernel has no huge pages" in refused()
 
 
 @pytest.mark.parametrize(

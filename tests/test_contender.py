@@ -153,6 +153,21 @@ def test_a_program_that_dies_in_a_round_is_named_with_its_reason():
             contender.encode(1)
 
 
+@pytest.mark.parametrize(("before", "wanted"), [
+    (None, "glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+])  # fmt: skip
+def test_huge_pages_are_asked_for_in_the_environment(monkeypatch, before, wanted):
+    text = STAND_IN.replace('"1"', "__import__('os').environ.get('GLIBC_TUNABLES', 'none')")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", before)
+    with ContenderProcess("stand-in", program(text), PYTHONPATH) as contender:
+        assert contender.ready.version == (before or "none")
+    with ContenderProcess("stand-in", program(text), PYTHONPATH, huge_pages=True) as contender:
+        assert contender.ready.version == wanted
+
+
 def test_a_silent_program_is_stopped():
     began = time.monotonic()
     with pytest.raises(MimiExportError, match=r"it gave no answer in 0\.5 s while starting; stopped it"):

@@ -159,12 +159,24 @@ def test_codebooks(unsigned, optimize):
     result = RoundedCodebooks(unsigned=unsigned)(search())
     assert result.modified
     score, left = run(result.model, optimize, r=residual)
-    assert 30 < snr(residual @ ENTRIES.T + OFFSETS, score) < 60
     rounded = round_groups(ENTRIES).floats()
+    assert 30 < snr(residual @ ENTRIES.T + OFFSETS, score) < 60
+    assert snr(residual @ rounded.T - (rounded.astype(np.float64) ** 2).sum(axis=1) / 2, score) > 35
     np.testing.assert_allclose(left, residual - rounded[score.argmax(axis=1)], atol=1e-6)
     stored = [value.const_value for value in result.model.graph.initializers.values()]
     assert sum(tensor.size == ENTRIES.size for tensor in stored) == 1, "entries stand in the file more than once"
     assert not RoundedCodebooks(unsigned=unsigned)(result.model).modified
+
+
+@pytest.mark.parametrize(("offsets", "own"), [(OFFSETS, True), (-OFFSETS, False), (OFFSETS[:1], False)])
+def test_rounded_entries_get_offsets_of_their_own(offsets, own):
+    text = "score = Gemm <transB: int = 1> (r, books, offsets)\n left = Neg (r)"
+    body = f"g (float[N, 24] r) => (float[N, 50] score, float[N, 24] left) WEIGHTS {{ {text} }}"
+    result = RoundedCodebooks()(graph(body, books=ENTRIES, offsets=offsets)).model.graph.initializers["offsets"]
+    rounded = round_groups(ENTRIES).floats().astype(np.float64)
+    wanted = -(rounded**2).sum(axis=1) / 2 if own else offsets
+    np.testing.assert_allclose(result.const_value.numpy(), wanted, rtol=1e-6)
+    assert not np.allclose(OFFSETS, -(rounded**2).sum(axis=1) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

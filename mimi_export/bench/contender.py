@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 import mimi_export
+from mimi_export.bench.huge_pages import huge_page_environment
 from mimi_export.errors import CheckpointError, MimiExportError, MissingPackageError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class ContenderProcess:
         name: what messages call it.
         command: the program and its arguments.
         environment: variables added to this process's own.
+        huge_pages: ask glibc to put its heap into huge pages, see `huge_pages`.
         ready_seconds: how long it may take to load.
 
     Raises:
@@ -89,6 +91,7 @@ class ContenderProcess:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         ready_seconds: float = READY_SECONDS,
+        huge_pages: bool = False,
     ) -> None:
         self._name = name
         self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -100,7 +103,7 @@ class ContenderProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._stderr,
-                    env={**os.environ, **(environment or {})},
+                    env={**os.environ, **(environment or {}), **(huge_page_environment() if huge_pages else {})},
                     encoding="utf-8",
                 )
             except OSError as error:
@@ -119,6 +122,7 @@ class ContenderProcess:
         threads: int = 1,
         num_codebooks: int = 8,
         ready_seconds: float = READY_SECONDS,
+        huge_pages: bool = False,
     ) -> ContenderProcess:
         """Start the peer called `name` (see `peers`) under another environment's `python`.
 
@@ -135,7 +139,7 @@ class ContenderProcess:
             environment = {"PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1"}
             # Some libraries count their threads when the process starts, before its first line can say a word.
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
-            contender = cls(name, command, environment, ready_seconds)
+            contender = cls(name, command, environment, ready_seconds, huge_pages)
             contender._resources.push(resources.pop_all())
         return contender
 

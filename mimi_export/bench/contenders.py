@@ -52,7 +52,9 @@ class Contender:
     frames_per_call: int = 1
     num_codebooks: int = 8
 
-    def start(self, direction: GraphKind, threads: int, audio: Path | None = None) -> ContenderProcess:
+    def start(
+        self, direction: GraphKind, threads: int, audio: Path | None = None, huge_pages: bool = False
+    ) -> ContenderProcess:
         """Start its process for one direction.
 
         Raises:
@@ -61,13 +63,15 @@ class Contender:
         if self.directory is None:
             if self.weights is None:
                 raise ConfigError(f"{self.name} has neither graphs nor weights")
-            return ContenderProcess.peer(self.name, self.weights, self.python, threads, self.num_codebooks)
+            return ContenderProcess.peer(
+                self.name, self.weights, self.python, threads, self.num_codebooks, huge_pages=huge_pages
+            )
         command = [sys.executable, "-m", "mimi_export.bench.graph_worker", str(self.directory.resolve()), direction]
         command += ["--threads", str(threads), *([] if audio is None else ["--audio", str(audio)])]
         package = str(Path(mimi_export.__file__).parent.parent)
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        return ContenderProcess(self.name, command, environment)
+        return ContenderProcess(self.name, command, environment, huge_pages=huge_pages)
 
     def file_bytes(self, direction: GraphKind) -> int | None:
         """Size of the graph of one direction."""

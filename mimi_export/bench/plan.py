@@ -16,7 +16,8 @@ class Plan:
 
     With the first number of threads every age is measured at batch 1, and every batch at the age nearest
     `REFERENCE_AGE`; with the others batch 1 at that age. `frames` is frames a round at batch 1, fewer for batches. A
-    peer's state cannot be set, only reached by running, so its ages end at `peer_age_limit`.
+    peer's state cannot be set, only reached by running, so its ages end at `peer_age_limit`. With `huge_pages` all
+    contenders' heaps lie in huge pages.
     """
 
     frames: int = 25
@@ -26,6 +27,7 @@ class Plan:
     threads: tuple[int, ...] = (1, 2)
     directions: tuple[GraphKind, ...] = GRAPH_KINDS
     peer_age_limit: float = 20.0
+    huge_pages: bool = False
 
     @property
     def reference_age(self) -> float:

@@ -4,7 +4,7 @@ The JSON object (times in milliseconds a frame, of all rows of a batch together;
 
     command, version, model         what ran, and whose weights
     frame_ms                        length of a frame
-    plan                            frames, rounds, ages, batches, threads, directions
+    plan                            frames, rounds, ages, batches, threads, directions, huge_pages
     machines                        limits, one entry for each number of threads: see `machine.Machine`
     contenders                      name, group (ours, public, peer), layout, precision, frames_per_call
     loads                           contender, direction, threads, version, note, load_seconds, import_seconds,
@@ -61,6 +61,7 @@ def as_json(
             "batches": list(plan.batches),
             "threads": list(plan.threads),
             "directions": list(plan.directions),
+            "huge_pages": plan.huge_pages,
         },
         "machines": [asdict(machine) for machine in machines],
         "contenders": [
@@ -142,7 +143,8 @@ def tables(report: dict[str, Any], show_targets: bool, narrow: bool = False) -> 
 
 def markdown(report: dict[str, Any]) -> str:
     """All tables in Markdown, with the columns explained."""
-    parts = ["# Benchmark", "", _EXPLANATION.format(**report["plan"], model=report["model"]), ""]
+    heaps = "huge pages" if report["plan"]["huge_pages"] else "pages as the system gives them"
+    parts = ["# Benchmark", "", _EXPLANATION.format(**report["plan"], model=report["model"], heaps=heaps), ""]
     for title, columns, rows in tables(report, show_targets=True):
         parts += [f"## {title[0].upper()}{title[1:]}", "", _line(columns), _line(["---"] * len(columns))]
         parts += [*(_line(row) for row in rows), ""]
@@ -156,12 +158,12 @@ _COLUMNS = (
 _WIDE = frozenset({"rounds", "RTF", "MiB", "limit"})
 
 _EXPLANATION = """\
-Weights: `{model}`. {rounds} rounds in turns; medians of all calls. `rounds` is the least and the greatest median of a
-round, `cpu p50` the median processor time, which other programs disturb less than the time on the wall. `RTF` is time
-to compute over time of the audio, `streams` how many streams one core serves in real time. `bandwidth` is the time to
-read the weights at this machine's best rate over the time measured; `limit` the same with the larger of reading and
-computing at the peak rate. `bare` is the session with bound buffers, `push` the runtime, `stream` another
-program frame by frame, `clip` one call on 10 s."""
+Weights: `{model}`. Heaps in {heaps}. {rounds} rounds in turns; medians of all calls. `rounds` is the least and the
+greatest median of a round, `cpu p50` the median processor time, which other programs disturb less than the time on the
+wall. `RTF` is time to compute over time of the audio, `streams` how many streams one core serves in real time.
+`bandwidth` is the time to read the weights at this machine's best rate over the time measured; `limit` the same with
+the larger of reading and computing at the peak rate. `bare` is the session with bound buffers, `push` the runtime,
+`stream` another program frame by frame, `clip` one call on 10 s."""
 
 
 def _cells(record: dict[str, Any]) -> dict[str, object]:

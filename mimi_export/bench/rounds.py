@@ -56,7 +56,7 @@ def run_rounds(
     for threads in plan.threads:
         for direction in plan.directions:
             with ExitStack() as stack:
-                running = _start(contenders, direction, threads, audio, results, stack, progress)
+                running = _start(contenders, plan, direction, threads, audio, results, stack, progress)
                 for age, batch in plan.cells(threads):
                     where = f"{direction}, {threads} thread{'s' * (threads > 1)}, age {age:g} s, batch {batch}"
                     _measure(running, plan, direction, threads, age, batch, results, _step(progress, where))
@@ -86,6 +86,7 @@ class _Running:
 
 def _start(
     contenders: Sequence[Contender],
+    plan: Plan,
     direction: GraphKind,
     threads: int,
     audio: Path | None,
@@ -99,7 +100,7 @@ def _start(
         if contender.name in results.skipped:
             continue
         try:
-            process = stack.enter_context(contender.start(direction, threads, audio))
+            process = stack.enter_context(contender.start(direction, threads, audio, plan.huge_pages))
         except MimiExportError as error:
             if contender.group != "peer":
                 raise

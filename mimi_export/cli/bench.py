@@ -57,6 +57,13 @@ def bench(
         str | None,
         typer.Option("--peers-python", metavar="PATH", help="A python with moshi and rustymimi (`make bench-peers`)."),
     ] = None,
+    huge_pages: Annotated[
+        bool,
+        typer.Option(
+            "--huge-pages",
+            help="Start all of them with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as a server on Linux may.",
+        ),
+    ] = False,
     show_targets: Annotated[
         bool, typer.Option("--targets", help="Also show what the project promises beside what was measured.")
     ] = False,
@@ -81,8 +88,11 @@ def bench(
     with needs_extra("export", "mimi-export bench"):
         from mimi_export.audio import read_audio
         from mimi_export.bench.benchmark import benchmark, default_directories, write_report
+        from mimi_export.bench.huge_pages import check_huge_pages
         from mimi_export.bench.plan import Plan
         from mimi_export.bench.report import tables
+    if huge_pages:
+        check_huge_pages()
     if output is not None:
         with needs_extra("bench", "mimi-export bench --output"):
             import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after
@@ -92,6 +102,7 @@ def bench(
         ages=tuple(_numbers("--ages", ages, 0)),
         batches=tuple(_integers("--batches", batches)),
         threads=tuple(_integers("--threads", threads)),
+        huge_pages=huge_pages,
     )
     found = directories or default_directories(ARTIFACTS)
     with Steps() as steps:

@@ -72,7 +72,7 @@ Codebooks = Annotated[
     bool,
     typer.Option(
         "--round-codebooks",
-        help="Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 2 of 100 codes.",
+        help="Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 1 of 100 codes.",
     ),
 ]
 MinElements = Annotated[

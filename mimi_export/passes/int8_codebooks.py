@@ -5,15 +5,21 @@
 
 The entries stand in the file once, `[entries, dim]`, as `Gather` reads them; the search reads them transposed, which
 onnxruntime computes once, when it loads. An entry has one scale.
+
+The nearest entry e to x is that of the largest x·e - |e|²/2. Rounded entries ê get offsets of their own: by
+x·ê - |ê|²/2 the search is exact among them, and the rounding of an entry errs by its product with x - e, which is small
+where e is near. With the offsets of the entries before, it would err by its product with x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from mimi_export.passes.builder import Builder
 from mimi_export.passes.int8_dynamic import multiply_integers, round_activations
@@ -99,13 +105,14 @@ def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
     entries = new_initializer(graph, name, stored, replaces=book.entries)
     scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
     residual, _, offset = book.search.inputs
+    offset = _offset(graph, _given(offset), array, rounded.floats())
     build = Builder()
     weight = [build("Transpose", [entries], f"{name}.columns", {"perm": [1, 0]})]
     if unsigned:
         weight.append(new_initializer(graph, f"{name}.zero_point", np.array(MIDDLE, np.uint8)))
     activations = round_activations(build, _given(residual), f"{name}.residual")
     products = multiply_integers(build, name, activations, weight, scales)
-    build.replace(graph, book.search, build("Add", [products, _given(offset)], f"{name}.score"))
+    build.replace(graph, book.search, build("Add", [products, offset], f"{name}.score"))
     if book.gather is not None:
         code = _given(book.gather.inputs[1])
         build = Builder()
@@ -120,6 +127,17 @@ def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
         build.replace(graph, book.gather, build("Mul", [floats, scale], f"{name}.entry"))
     after = stored.nbytes + rounded.scales.nbytes
     return RoundedWeight(name, "8-bit codebook", array.nbytes, after, snr_db(array, rounded.floats()))
+
+
+def _offset(graph: ir.Graph, offset: ir.Value, entries: NDArray[Any], rounded: NDArray[Any]) -> ir.Value:
+    """The offsets `[entries]` of rounded entries; what is no `-|e|²/2` stays as it is."""
+    if offset.const_value is None or len(offset.uses()) != 1:
+        return offset
+    before, after = (-0.5 * np.square(table, dtype=np.float64).sum(axis=1) for table in (entries, rounded))
+    given = read_array(offset)
+    if given.size != before.size or not np.allclose(given.ravel(), before, rtol=1e-4, atol=1e-6 * np.abs(before).max()):
+        return offset
+    return new_initializer(graph, str(offset.name), after.astype(given.dtype).reshape(given.shape), replaces=offset)
 
 
 def _given(value: ir.Value | None) -> ir.Value:
