@@ -211,9 +211,10 @@ def _speed(subjects: Sequence[Subject]) -> str:
     return (
         f"## Speed\n\n{tables.speed(records)}\n\n"
         "Medians and 95th percentiles for one frame of one stream, one call a frame where the graph allows it, "
-        "measured "
-        f"by `mimi-export parity` while it checked the codes. Real-time factor: seconds of work for a second of audio, "
-        f"both directions. Measured with {tools}."
+        "measured by `mimi-export parity` while it checked the codes. Real-time factor: seconds of work for a second "
+        f"of audio, both directions. Measured with {tools}.\n\n"
+        "A frame reads all weights once. On Linux with glibc, whatever the language, a program that is started with "
+        "`GLIBC_TUNABLES=glibc.malloc.hugetlb=1` has them in huge pages and needs less time for a frame."
     )
 
 
