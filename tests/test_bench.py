@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from mimi_export import upstream
 from mimi_export.artifact import load_artifact
 from mimi_export.bench import benchmark as benchmark_module
+from mimi_export.bench import contenders as contenders_module
 from mimi_export.bench import huge_pages
 from mimi_export.bench.bound import BoundGraph, call_data, state_shapes, states_at
 from mimi_export.bench.contenders import PUBLIC, Contender, variant_contenders
@@ -33,7 +34,7 @@ from mimi_export.bench.summary import Summary, summarise
 from mimi_export.bench.targets import Target, targets
 from mimi_export.cli import bench as bench_command
 from mimi_export.cli import main
-from mimi_export.errors import ArtifactError, ConfigError
+from mimi_export.errors import ArtifactError, ConfigError, MimiExportError
 from mimi_export.runtime import load
 from mimi_export.signals import speech_like
 from mimi_export.spec import GRAPH_KINDS
@@ -457,6 +458,26 @@ def with_huge_pages(monkeypatch, switch, text, libc=("glibc", "2.36")):
     switch.write_text(text)
     monkeypatch.setattr(huge_pages, "SWITCH", switch)
     monkeypatch.setattr(huge_pages.platform, "libc_ver", lambda: libc)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_huge_pages_reach_graphs_and_other_programs(tiny_variant, monkeypatch, wanted):
+    asked = []
+
+    class Process:
+        def __init__(self, name, *_, huge_pages):
+            asked.append((name, huge_pages))
+            raise MimiExportError("enough")
+
+        @classmethod
+        def peer(cls, name, *_, huge_pages):
+            return cls(name, huge_pages=huge_pages)
+
+    monkeypatch.setattr(contenders_module, "ContenderProcess", Process)
+    peer = Contender("moshi", "peer", weights=Path("weights"))
+    with pytest.raises(MimiExportError, match="enough"):
+        run_rounds([peer, *variant_contenders([tiny_variant()])], Plan(huge_pages=wanted))
+    assert asked == [("moshi", wanted), (tiny_variant().name, wanted)]
 
 
 def test_huge_pages_that_cannot_be_had(cli, tiny_variant, tmp_path, monkeypatch):

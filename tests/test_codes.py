@@ -240,6 +240,14 @@ def test_check_codes():
     codes[1, 3, 4] = 2047
     check_codes(codes, 8, 2048)
     check_codes(codes[:, :1], 8, 2048)
+    for value, fits in ((-1, False), (0, True), (2047, True), (2048, False)):
+        one = np.full((1, 1, 1), value)
+        if fits:
+            check_codes(one, 8, 2048)
+        else:
+            assert f"code {value} at row 0, codebook 0, frame 0 is out of range" in message(
+                lambda one=one: check_codes(one, 8, 2048)
+            )
     codes[1, 7, 0] = -1
     codes[1, 3, 4] = 2048
     assert message(lambda: check_codes(codes, 8, 2048)) == (
