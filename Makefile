@@ -2,7 +2,7 @@
 #
 #   make demo                      export the 8-codebook variant, prove it against PyTorch, run a recording through it
 #   make demo MODEL=kyutai/mimi    the same with the real weights from the Hugging Face Hub
-#   make test                      lint-free test run (up to 15 minutes on two cores); make test-fast stays under 90 seconds
+#   make test                      lint-free test run (about twelve minutes on two cores); make test-fast stays under 90 seconds
 #
 # PyTorch comes as the version in constraints.txt. Where the package index would send a CUDA build of it, point PIP
 # at an index of CPU builds first: PIP_EXTRA_INDEX_URL=... make demo
