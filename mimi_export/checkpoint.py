@@ -100,7 +100,8 @@ def load_source(
     checkpoint = load(source, None if made_up else revision)
     if made_up and revision != checkpoint.revision:
         raise ArtifactError(
-            f"it was made from {source} ({revision}), this program makes {checkpoint.revision}; export it again"
+            f"the variant was made from {source} ({revision}), this program makes {checkpoint.revision}; "
+            "export it again"
         )
     return checkpoint
 

@@ -15,8 +15,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 VariantFactory = Callable[..., Path]
 
-
-# Modules in the order of the time that they take, from a minute up: begun last, one of them would run alone.
+# Modules in the order of the time that they take, from half a minute up: begun last, one of them would run alone.
 LONGEST = (
     "test_parity", "test_exactness", "test_batch", "test_export", "test_convert", "test_bench", "test_node",
     "test_runtime", "test_mutations", "test_contract_client", "test_fixed_batch", "test_cli", "test_upload",

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,15 @@ def benchmark(
     if audio is not None and len(audio) < longest:
         raise AudioError(f"the recording has {len(audio)} samples, one call takes {longest}; give a longer one")
     source = first.manifest.source
-    if model is None:
-        model = source.model
-        # a synthetic checkpoint's revision names the code that made it, and cannot be asked for
-        revision = source.revision if "/" in source.model else None
     if public or peers or peers_python is not None:
+        from mimi_export.checkpoint import load_checkpoint, load_source
         from mimi_export.synthetic import cache_root
 
+        load = partial(load_source, source.model, source.revision)
+        if model is not None:
+            load = partial(load_checkpoint, model, revision)
         contenders += baseline_contenders(
-            model, revision, first.manifest.num_codebooks, cache or cache_root(),
+            model or source.model, load, first.manifest.num_codebooks, cache or cache_root(),
             public=public, peers=peers, peers_python=peers_python, progress=lambda step: progress(step, 0, 0),
         )  # fmt: skip
     machines = _machines(plan, None, progress)
@@ -101,7 +102,7 @@ def benchmark(
     frame_ms = 1000 / first.geometry.frame_rate
     single = next((machine for machine in machines if machine.threads == 1), machines[0])
     reached = targets(contenders, results, plan, single, frame_ms)
-    return as_json(model, frame_ms, plan, machines, contenders, results, reached)
+    return as_json(model or source.model, frame_ms, plan, machines, contenders, results, reached)
 
 
 def write_report(report: dict[str, Any], directory: str | os.PathLike[str], force: bool = False) -> list[Path]:

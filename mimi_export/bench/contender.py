@@ -77,8 +77,8 @@ class ContenderProcess:
         name: what messages call it.
         command: the program and its arguments.
         environment: variables added to this process's own.
-        huge_pages: ask glibc to put its heap into huge pages, see `huge_pages`.
         ready_seconds: how long it may take to load.
+        huge_pages: ask glibc to put its heap into huge pages.
 
     Raises:
         MissingPackageError, CheckpointError: it says that it is not installed, or that it has no weights.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import mimi_export
 from mimi_export.artifact import Artifact, load_artifact
@@ -23,6 +23,9 @@ from mimi_export.bench.contender import ContenderProcess
 from mimi_export.errors import ConfigError
 from mimi_export.files import atomic_directory, sha256
 from mimi_export.spec import GraphKind
+
+if TYPE_CHECKING:
+    from mimi_export.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -117,7 +120,7 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
 
 def baseline_contenders(
     model: str,
-    revision: str | None,
+    load: Callable[[], Checkpoint],
     num_codebooks: int,
     cache: Path,
     *,
@@ -129,7 +132,8 @@ def baseline_contenders(
     """The public design and the peers with the weights of `model`, whose files are made on first use and kept.
 
     Args:
-        model, revision: as for `checkpoint.load_checkpoint`.
+        model: what messages call it.
+        load: loads it.
         num_codebooks: codes a frame.
         cache: where the graphs and weights made for them are kept, by a hash of what they are made from.
         public: whether the public design takes part.
@@ -147,12 +151,11 @@ def baseline_contenders(
     if peers_python is not None and shutil.which(peers_python) is None:
         raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
     from mimi_export.bench.public_design import NAME, export_public_design
-    from mimi_export.checkpoint import load_checkpoint
     from mimi_export.kyutai import save_kyutai
     from mimi_export.upstream import quiet_transformers
 
     progress(f"loading {model}")
-    checkpoint = load_checkpoint(model, revision)
+    checkpoint = load()
     sizes = checkpoint.geometry.frame_size, checkpoint.geometry.codebook_size
     if (peers or peers_python) and sizes != (worker.FRAME_SIZE, worker.CODEBOOK_SIZE):
         raise ConfigError(

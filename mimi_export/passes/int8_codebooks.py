@@ -101,11 +101,12 @@ def _codebook(graph: ir.Graph, entries: ir.Value) -> _Codebook | None:
 def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
     name, array = str(book.entries.name), read_array(book.entries)
     rounded = round_groups(array)
+    values = rounded.floats()
     stored = (rounded.codes.astype(np.int16) + MIDDLE).astype(np.uint8) if unsigned else rounded.codes
     entries = new_initializer(graph, name, stored, replaces=book.entries)
     scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
     residual, _, offset = book.search.inputs
-    offset = _offset(graph, _given(offset), array, rounded.floats())
+    offset = _offset(graph, _given(offset), array, values)
     build = Builder()
     weight = [build("Transpose", [entries], f"{name}.columns", {"perm": [1, 0]})]
     if unsigned:
@@ -126,7 +127,7 @@ def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
         scale = build("Gather", [column, code], f"{name}.row_scales")
         build.replace(graph, book.gather, build("Mul", [floats, scale], f"{name}.entry"))
     after = stored.nbytes + rounded.scales.nbytes
-    return RoundedWeight(name, "8-bit codebook", array.nbytes, after, snr_db(array, rounded.floats()))
+    return RoundedWeight(name, "8-bit codebook", array.nbytes, after, snr_db(array, values))
 
 
 def _offset(graph: ir.Graph, offset: ir.Value, entries: NDArray[Any], rounded: NDArray[Any]) -> ir.Value:
@@ -135,7 +136,7 @@ def _offset(graph: ir.Graph, offset: ir.Value, entries: NDArray[Any], rounded: N
         return offset
     before, after = (-0.5 * np.square(table, dtype=np.float64).sum(axis=1) for table in (entries, rounded))
     given = read_array(offset)
-    if given.size != before.size or not np.allclose(given.ravel(), before, rtol=1e-4, atol=1e-6 * np.abs(before).max()):
+    if given.size != before.size or not np.allclose(given.ravel(), before, rtol=1e-4):
         return offset
     return new_initializer(graph, str(offset.name), after.astype(given.dtype).reshape(given.shape), replaces=offset)
 

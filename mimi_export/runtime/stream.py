@@ -229,7 +229,9 @@ def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
         raise AudioError(f"samples have shape {list(array.shape)}, expected [{batch}, samples]")
     audio: Audio = array.astype(np.float32, copy=False)
     if not math.isfinite(np.vdot(audio, audio)):  # NaN and infinite samples show in the sum, and huge ones may
-        for row, place in np.argwhere(~np.isfinite(audio))[:1]:
+        bad = np.argwhere(~np.isfinite(audio))
+        if len(bad):
+            row, place = bad[0]
             raise AudioError(
                 f"sample {place} of row {row} is {audio[row, place]}; remove NaN and infinite samples first"
             )
