@@ -14,12 +14,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from mimi_export.audio import AudioReader, AudioWriter
 from mimi_export.cli.console import show_rows
 from mimi_export.cli.errors import errors_as_exit_codes
-from mimi_export.codes import CodesMetadata, CodesWriter
+from mimi_export.media.audio import AudioReader, AudioWriter
+from mimi_export.media.codes import CodesMetadata, CodesWriter
+from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
 
 SECONDS = 16.0
 

@@ -43,14 +43,14 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint():
-    from mimi_export.checkpoint import load_checkpoint
+    from mimi_export.model.checkpoint import load_checkpoint
 
     return load_checkpoint("synthetic:tiny")
 
 
 @pytest.fixture(scope="session")
 def full_checkpoint():
-    from mimi_export.checkpoint import load_checkpoint
+    from mimi_export.model.checkpoint import load_checkpoint
 
     return load_checkpoint("synthetic")
 
@@ -63,7 +63,7 @@ def shared_folder(tmp_path_factory) -> Path:
 
 
 def _factory(checkpoint, root: Path) -> VariantFactory:
-    from mimi_export.export import export_variant
+    from mimi_export.export.variant import export_variant
 
     root.mkdir(exist_ok=True)
 
@@ -98,6 +98,6 @@ def jfk() -> np.ndarray:
     path = SHARED / "audio" / "jfk.flac"
     if not path.exists():
         pytest.skip(f"no recording at {os.path.relpath(path, REPOSITORY)}")
-    from mimi_export.audio import read_audio
+    from mimi_export.media.audio import read_audio
 
     return read_audio(path, 24000)

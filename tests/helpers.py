@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from mimi_export import upstream
+from mimi_export.model import upstream
 
 DECODER_SNR = 110.0  # dB; float32 rounding through some 60 layers leaves 115 to 120, the smallest defect under 90
 

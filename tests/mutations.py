@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from mimi_export.artifact import Artifact, load_artifact, write_manifest
-from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec
+from mimi_export.contract.directory import Artifact, load_artifact, write_manifest
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
 
 Mutation = Callable[[ir.Model], None]
 

@@ -15,11 +15,11 @@ import onnx_ir as ir
 import pytest
 from hub_server import TOKEN, HubServer
 
-from mimi_export.artifact import Source, load_artifact, write_manifest
-from mimi_export.parity import report_json
+from mimi_export.contract.directory import Source, load_artifact, write_manifest
+from mimi_export.media.signals import speech_like
 from mimi_export.parity.clips import Clip
+from mimi_export.parity.reports import json as report_json
 from mimi_export.parity.run import check_parity
-from mimi_export.signals import speech_like
 
 REPO = "me/mimi-onnx"
 
@@ -59,7 +59,8 @@ def publication(folder: Path, checkpoint, variants: dict[str, Path]) -> Publicat
 def whole_clips_from(monkeypatch: pytest.MonkeyPatch, variant: Path) -> None:
     """Let `export_batch` take the streaming graphs of a variant instead of tracing them again, which takes a while."""
     monkeypatch.setattr(
-        "mimi_export.batch.onnx_program", lambda module: ir.load(variant / f"{module.graph.kind}_model.onnx")
+        "mimi_export.export.whole_clip.onnx_program",
+        lambda module: ir.load(variant / f"{module.graph.kind}_model.onnx"),
     )
 
 

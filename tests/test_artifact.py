@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimi_export.artifact import (
+from mimi_export.contract.directory import (
     FileEntry,
     Manifest,
     Source,
@@ -20,9 +20,9 @@ from mimi_export.artifact import (
     verify_files,
     write_manifest,
 )
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError
-from mimi_export.geometry import Geometry
-from mimi_export.spec import GRAPH_KINDS, graph_spec
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "contract" / "state_spec_8cb.txt"
 GEOMETRY = Geometry(

@@ -12,8 +12,8 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimi_export.audio import FORMATS, AudioReader, AudioWriter, read_audio, resampled_length
 from mimi_export.errors import AudioError, OutputError
+from mimi_export.media.audio import FORMATS, AudioReader, AudioWriter, read_audio, resampled_length
 
 FRAME = 1920
 LENGTHS = [0, 1, FRAME - 1, FRAME, FRAME + 1, 2 * FRAME]

@@ -13,15 +13,15 @@ from helpers import DECODER_SNR, match_codes, session, snr
 from publishing import whole_clips_from
 from transformers import AutoFeatureExtractor, EncodecFeatureExtractor, MimiConfig
 
-from mimi_export import upstream
-from mimi_export.batch import export_batch
-from mimi_export.batch_check import check_batch
-from mimi_export.batch_files import BATCH_REPORT, load_batch
 from mimi_export.cli import main
+from mimi_export.contract.batch_files import BATCH_REPORT, load_batch
+from mimi_export.contract.spec import graph_spec
 from mimi_export.errors import ArtifactError, ConfigError, OutputError, ParityError
+from mimi_export.export.whole_clip import export_batch
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
+from mimi_export.parity.whole_clip import check_batch
 from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
-from mimi_export.signals import speech_like
-from mimi_export.spec import graph_spec
 
 pytestmark = pytest.mark.export
 
@@ -117,7 +117,7 @@ def test_configuration_is_what_transformers_reads(tiny_batch, tiny_checkpoint):
 
 
 def test_browsers_are_told_where_there_is_no_q8(tiny_checkpoint, tiny_batch):
-    from mimi_export.batch import config_json
+    from mimi_export.export.whole_clip import config_json
 
     assert config_json(tiny_checkpoint, 8, ("fp32", "fp16"))["transformers.js_config"] == {"dtype": "fp32"}
     assert "transformers.js_config" not in json.loads((tiny_batch / "config.json").read_text())

@@ -16,28 +16,28 @@ import torch
 from helpers import PATTERNS, onnx_step, session, snr, stream, zeros
 from onnx import TensorProto, helper
 
-from mimi_export import upstream
-from mimi_export.artifact import load_artifact
 from mimi_export.bench import benchmark as benchmark_module
 from mimi_export.bench import contenders as contenders_module
 from mimi_export.bench import huge_pages
+from mimi_export.bench.baseline import export_public_design
 from mimi_export.bench.bound import BoundGraph, call_data, state_shapes, states_at
 from mimi_export.bench.contenders import PUBLIC, Contender, variant_contenders
 from mimi_export.bench.cost import Cost, measure_costs, multiply_adds, operator_milliseconds
 from mimi_export.bench.graph_worker import GraphWorker, growth_of
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Measurement, Plan, Results
-from mimi_export.bench.public_design import export_public_design
 from mimi_export.bench.report import as_json, markdown, tables
 from mimi_export.bench.rounds import run_rounds
 from mimi_export.bench.summary import Summary, summarise
 from mimi_export.bench.targets import Target, targets
 from mimi_export.cli import bench as bench_command
 from mimi_export.cli import main
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError, ConfigError, MimiExportError
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS
 
 MACHINE = Machine("none", 2, 2**34, "1.0", 1, 10e9, 8e9, 9e9, 100e9, 400e9)
 CLEAN = 110.0  # dB, as for our own graphs: what is left when the defects are not in play is rounding

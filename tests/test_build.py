@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mimi_export import build as build_module
-from mimi_export.artifact import load_artifact
-from mimi_export.build import Built, build
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.errors import ConfigError, OutputError, ParityError
-from mimi_export.variants import ConvertRecipe, ExportRecipe, Variant
+from mimi_export.export import build as build_module
+from mimi_export.export.build import Built, build
 
 FIRST = Variant("first", ExportRecipe(8, "model-a"))
 SECOND = Variant("second", ExportRecipe(8, "model-b"))

@@ -22,19 +22,19 @@ from hub_server import TOKEN, card_errors
 from node_tools import FOLDER, need_node, run_node
 from publishing import REPO, Publication, publication, whole_clips_from
 
-from mimi_export.artifact import load_artifact
-from mimi_export.batch import export_batch
-from mimi_export.batch_check import check_batch
 from mimi_export.cli import main
-from mimi_export.convert import convert
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
+from mimi_export.export.convert import convert
+from mimi_export.export.precision import Fp16Options
+from mimi_export.export.whole_clip import export_batch
 from mimi_export.hub.card import model_card, snippets
 from mimi_export.hub.plan import local_files
 from mimi_export.hub.subjects import read_subjects
-from mimi_export.precision import Fp16Options
+from mimi_export.media.signals import speech_like
+from mimi_export.parity.whole_clip import check_batch
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS
 
 
 @pytest.fixture(scope="module")

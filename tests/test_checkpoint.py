@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mimi_export import upstream
-from mimi_export.checkpoint import load_checkpoint, load_source
 from mimi_export.errors import ArtifactError, CheckpointError, ConfigError
-from mimi_export.synthetic import synthetic_directory
+from mimi_export.model import upstream
+from mimi_export.model.checkpoint import load_checkpoint, load_source
+from mimi_export.model.synthetic import synthetic_directory
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLD_COMMIT = COMMIT[::-1]
@@ -40,7 +40,7 @@ ATTEMPTS = {
 }
 CLIENT = """
 import json, sys, urllib.request
-from mimi_export.checkpoint import load_checkpoint
+from mimi_export.model.checkpoint import load_checkpoint
 from mimi_export.errors import MimiExportError
 
 endpoint, attempts = sys.argv[1], json.loads(sys.argv[2])

@@ -20,14 +20,14 @@ import soundfile
 import typer
 
 from mimi_export import __version__
-from mimi_export.artifact import load_artifact, write_manifest
-from mimi_export.audio import read_audio
 from mimi_export.cli import app, main, transcode
 from mimi_export.cli import inspect as inspect_command
 from mimi_export.cli.errors import exit_codes
-from mimi_export.codes import CodesMetadata, read_codes, write_codes
+from mimi_export.contract.directory import load_artifact, write_manifest
+from mimi_export.media.audio import read_audio
+from mimi_export.media.codes import CodesMetadata, read_codes, write_codes
+from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = 30 * 1920 + 700  # ends within a frame
@@ -233,7 +233,7 @@ def test_export(cli, tmp_path, monkeypatch):
 
 def test_build(cli, tmp_path, tiny_variant, monkeypatch):
     """Two runs; a copy stands in for the export, which `test_export` runs."""
-    from mimi_export import build as build_module
+    from mimi_export.export import build as build_module
 
     def copy(checkpoint, path, num_codebooks, **options):
         assert (checkpoint.source, num_codebooks, options["name"]) == ("synthetic:tiny", 4, "own")

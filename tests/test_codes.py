@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from mimi_export.codes import CodesMetadata, CodesWriter, check_codes, read_codes, write_codes
 from mimi_export.errors import CodesError, OutputError
+from mimi_export.media.codes import CodesMetadata, CodesWriter, check_codes, read_codes, write_codes
 
 FORMATS = [".safetensors", ".npz"]
 METADATA = CodesMetadata(sampling_rate=24000, frame_size=1920, num_samples=5000, model="kyutai/mimi")
@@ -63,7 +63,7 @@ def test_safetensors_bytes(tmp_path):
 @pytest.mark.parametrize("extension", FORMATS)
 def test_equal_content_gives_equal_bytes_in_every_process(tmp_path, extension):
     program = (
-        "import sys, numpy as np; from mimi_export.codes import *;"
+        "import sys, numpy as np; from mimi_export.media.codes import *;"
         "write_codes(sys.argv[1], np.arange(24).reshape(1, 8, 3), CodesMetadata(24000, 1920, 5000, 'm'))"
     )
     paths = [tmp_path / f"{index}{extension}" for index in range(3)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mimi_export
-from mimi_export.bench.contender import ContenderProcess
 from mimi_export.bench.peers import PEERS
+from mimi_export.bench.process import ContenderProcess
 from mimi_export.bench.worker import Worker
 from mimi_export.errors import CheckpointError, MimiExportError, MissingPackageError
 

@@ -12,8 +12,8 @@ import torch
 from helpers import DECODER_SNR, PATTERNS, calls, match_codes, snr
 from published_client import PublishedClient, parse_state_spec
 
-from mimi_export import upstream
-from mimi_export.signals import speech_like
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 
 
 def test_client_knows_nothing_of_this_package():

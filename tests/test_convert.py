@@ -15,19 +15,19 @@ import typer
 from conftest import REPOSITORY
 from helpers import onnx_step, session, snr, stream, zeros
 
-from mimi_export import convert as conversion
-from mimi_export import upstream
-from mimi_export.artifact import MANIFEST_NAME, load_artifact
 from mimi_export.cli import main
 from mimi_export.cli.errors import errors_as_exit_codes
-from mimi_export.convert import convert, convert_graph
+from mimi_export.contract.directory import MANIFEST_NAME, load_artifact
+from mimi_export.contract.files import sha256
+from mimi_export.contract.recipes import ConvertRecipe, load_variants
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError, ConfigError, GraphError, OutputError
-from mimi_export.files import sha256
-from mimi_export.precision import Fp16Options, Int8Options, check_patterns, patterns_for
+from mimi_export.export import convert as conversion
+from mimi_export.export.convert import convert, convert_graph
+from mimi_export.export.precision import Fp16Options, Int8Options, check_patterns, patterns_for
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS
-from mimi_export.variants import ConvertRecipe, load_variants
 
 SECONDS = 4.0
 # Convolutions with 96 and more steps a frame: few weights, and the first to lose what 8 bits cannot hold.
@@ -356,8 +356,8 @@ def test_published_script(monkeypatch):
 
 
 def test_sensitivity(parent, tiny_checkpoint, monkeypatch):
-    from mimi_export import sensitivity
-    from mimi_export.sensitivity import measure_sensitivity, speech_clip
+    from mimi_export.parity import sensitivity
+    from mimi_export.parity.sensitivity import measure_sensitivity, speech_clip
 
     monkeypatch.setattr(sensitivity, "TIMED_CALLS", 3)
     options = Int8Options(fine=("convs.*", "*.projection"))
@@ -373,7 +373,7 @@ def test_sensitivity(parent, tiny_checkpoint, monkeypatch):
 
 
 def test_sensitivity_command(parent, monkeypatch, capsys):
-    from mimi_export import sensitivity
+    from mimi_export.parity import sensitivity
 
     monkeypatch.setattr(sensitivity, "TIMED_CALLS", 1)
     assert main(["sensitivity", str(parent), "--seconds", "1", "--json"]) == 0

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers import DECODER_SNR, PATTERNS, calls, match_codes, show, snr
 
-from mimi_export import upstream
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
 
 F = 1920
 MIB = 2**20

@@ -16,13 +16,14 @@ from conftest import REPOSITORY
 from helpers import DECODER_SNR, onnx_step, session, snr, stream, torch_step, zeros
 from onnx import numpy_helper
 
-from mimi_export import export, upstream
-from mimi_export.artifact import load_artifact, verify_files
+from mimi_export.contract.directory import load_artifact, verify_files
+from mimi_export.contract.spec import GRAPH_KINDS, graph_spec, state_spec_text
 from mimi_export.errors import ConfigError, OutputError
-from mimi_export.export import OPSET, export_variant, onnx_program, tool_versions
-from mimi_export.graphs import streaming_graph
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS, graph_spec, state_spec_text
+from mimi_export.export import variant as export
+from mimi_export.export.variant import OPSET, export_variant, onnx_program, tool_versions
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
+from mimi_export.model.graphs import streaming_graph
 
 MIB = 2**20
 LARGE = 256  # bytes: what is larger is a weight, what is smaller a shape or a constant of a formula

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mimi_export.contract.files import atomic_directory, atomic_file, sha256
 from mimi_export.errors import OutputError
-from mimi_export.files import atomic_directory, atomic_file, sha256
 
 
 def names(directory: Path) -> list[str]:

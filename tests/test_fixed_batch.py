@@ -11,21 +11,21 @@ import pytest
 import torch
 from helpers import DECODER_SNR, onnx_step, session, snr, zeros
 
-from mimi_export import upstream
-from mimi_export.artifact import load_artifact
 from mimi_export.bench.contenders import variant_contenders
 from mimi_export.cli import main
-from mimi_export.convert import convert
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.manifest_check import parse_manifest
+from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError
-from mimi_export.golden import replay_golden
+from mimi_export.export.convert import convert
+from mimi_export.export.precision import Int8Options
 from mimi_export.hub.subjects import read_subjects
-from mimi_export.manifest_check import parse_manifest
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.run import check_parity
-from mimi_export.precision import Int8Options
 from mimi_export.runtime import StreamPool, load
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS, graph_spec
+from mimi_export.runtime.golden import replay_golden
 
 BATCH = 3
 FRAMES = 40

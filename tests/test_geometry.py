@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import MimiConfig
 
-from mimi_export import upstream
+from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import ConfigError
-from mimi_export.geometry import Geometry
+from mimi_export.model import upstream
 
 KYUTAI = upstream.config_fields(MimiConfig())
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from transformers import MimiConfig, MimiModel
 
-from mimi_export import upstream
-from mimi_export.checkpoint import Checkpoint
+from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
 from mimi_export.errors import ConfigError
-from mimi_export.graphs import StreamingGraph, initial_states, streaming_graph
-from mimi_export.spec import GRAPH_KINDS, graph_spec
-from mimi_export.synthetic import synthetic_model
+from mimi_export.model import upstream
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.model.graphs import StreamingGraph, initial_states, streaming_graph
+from mimi_export.model.synthetic import synthetic_model
 
 FRAMES = 40
 BATCH = 3

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import MimiConfig, MimiModel
 
-from mimi_export import upstream
+from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import CheckpointError, OutputError
-from mimi_export.geometry import Geometry
-from mimi_export.kyutai import interleave_heads, kyutai_state_dict, renames, save_kyutai
-from mimi_export.signals import speech_like
-from mimi_export.synthetic import synthetic_config, synthetic_model
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
+from mimi_export.model.kyutai import interleave_heads, kyutai_state_dict, renames, save_kyutai
+from mimi_export.model.synthetic import synthetic_config, synthetic_model
 
 FRAME = 1920
 WINDOW_FRAMES = 125  # 250 tokens: until then all programs attend to the same keys

@@ -19,11 +19,12 @@ import torch
 from helpers import DECODER_SNR, Step, match_codes, onnx_step, session, show, snr, stream, torch_step, zeros
 from helpers import States as StateArrays
 
-from mimi_export import network, spec, upstream
-from mimi_export.checkpoint import Checkpoint
-from mimi_export.graphs import streaming_graph
-from mimi_export.signals import speech_like
-from mimi_export.spec import GRAPH_KINDS, GraphSpec, graph_spec
+from mimi_export.contract import network, spec
+from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, graph_spec
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.model.graphs import streaming_graph
 
 Change = Callable[[StateArrays], StateArrays]
 CODEBOOKS = 16  # the more levels, the finer the measure

@@ -15,10 +15,10 @@ from helpers import DECODER_SNR, match_codes, snr
 from node_tools import FOLDER, need_node, read_output, run_node
 from publishing import whole_clips_from
 
-from mimi_export import upstream
-from mimi_export.batch import export_batch
+from mimi_export.export.whole_clip import export_batch
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import load
-from mimi_export.signals import speech_like
 
 FRAME = 1920
 

@@ -13,17 +13,17 @@ import pytest
 import soundfile
 from mutations import broken, ignore_state, other_mutations, state_mutations, swap_states, wrong_weight
 
-from mimi_export import upstream
-from mimi_export.artifact import load_artifact
 from mimi_export.cli import main
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.recipes import Budget, ExportRecipe, Variant
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.parity.checks import DEFAULT_BUDGETS, budgets_for, judge
 from mimi_export.parity.clips import Clip, clips_from_files, default_clips
 from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import measure
 from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, context_frames
-from mimi_export.signals import speech_like
-from mimi_export.variants import Budget, ExportRecipe, Variant
 
 RATE = 24000
 SHORT = ("--calls", "1")
@@ -238,7 +238,7 @@ def test_existing_report_is_kept_without_force(tiny_variant, tmp_path, wav, caps
 
 
 def test_interrupt_leaves_nothing_half_written(tiny_variant, tmp_path, wav, monkeypatch):
-    from mimi_export.parity import report_md
+    from mimi_export.parity.reports import markdown as report_md
 
     def interrupt(run: object) -> str:
         raise KeyboardInterrupt

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mimi_export import upstream
 from mimi_export.errors import AudioError, CodesError, ConfigError
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import StreamPool, load
-from mimi_export.signals import speech_like
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from mimi_export.errors import ArtifactError
-from mimi_export.parity import charts, junit, report_html, report_json, report_md
+from mimi_export.media.signals import speech_like
 from mimi_export.parity.checks import DEFAULT_BUDGETS, Check, judge, number
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.explain import Explanation
 from mimi_export.parity.measure import measure
-from mimi_export.parity.reports import FILES, write_reports
+from mimi_export.parity.reports import FILES, charts, junit, write_reports
+from mimi_export.parity.reports import html as report_html
+from mimi_export.parity.reports import json as report_json
+from mimi_export.parity.reports import markdown as report_md
 from mimi_export.parity.results import NotMeasured, ParityRun
-from mimi_export.signals import speech_like
 
 EVIL = '<script>alert("x")</script> & | more'
 

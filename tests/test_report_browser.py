@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimi_export.parity import report_html
+from mimi_export.media.signals import speech_like
 from mimi_export.parity.checks import DEFAULT_BUDGETS, judge
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.measure import measure
+from mimi_export.parity.reports import html as report_html
 from mimi_export.parity.results import ParityRun
-from mimi_export.signals import speech_like
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (

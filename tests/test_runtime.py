@@ -16,12 +16,12 @@ from helpers import DECODER_SNR, match_codes, snr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mimi_export import upstream
 from mimi_export.errors import ArtifactError, AudioError, CodesError, ConfigError, GraphError
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
 from mimi_export.runtime import load
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.stream import check_audio
-from mimi_export.signals import speech_like
 
 F = 1920
 FRAMES = 30

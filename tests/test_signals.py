@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mimi_export.signals import SIGNALS, impulse, loud_noise, speech_like
+from mimi_export.media.signals import SIGNALS, impulse, loud_noise, speech_like
 
 
 @pytest.mark.parametrize("name", SIGNALS)

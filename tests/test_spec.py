@@ -6,10 +6,11 @@ import pytest
 from conftest import SHARED
 from transformers import MimiConfig
 
-from mimi_export import network, spec, upstream
+from mimi_export.contract import network, spec
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.spec import graph_spec, ring_capacity, state_spec_text
 from mimi_export.errors import ConfigError
-from mimi_export.geometry import Geometry
-from mimi_export.spec import graph_spec, ring_capacity, state_spec_text
+from mimi_export.model import upstream
 
 # What clients of the published models were written against; typed here once, compared with what is computed.
 PUBLISHED_8CB = b"""\

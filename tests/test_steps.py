@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from transformers import MimiConfig, MimiModel
 from transformers.models.mimi import modeling_mimi as mimi
 
-from mimi_export import upstream
-from mimi_export.network import ConvLayer
-from mimi_export.steps.attention import RingCache, WindowCache, keep_last
-from mimi_export.steps.conv import CausalConv, CausalConvTranspose
-from mimi_export.steps.conv_product import conv_step
-from mimi_export.steps.elu import elu
-from mimi_export.steps.product import product, product_weight
-from mimi_export.steps.quantizer import ResidualDecoder, ResidualEncoder
-from mimi_export.steps.rope import exact_rotation, half_swap, inverse_frequencies, phase_steps, rotate, rotation
-from mimi_export.steps.transformer import TransformerLayer
+from mimi_export.contract.network import ConvLayer
+from mimi_export.model import upstream
+from mimi_export.model.steps.attention import RingCache, WindowCache, keep_last
+from mimi_export.model.steps.conv import CausalConv, CausalConvTranspose
+from mimi_export.model.steps.conv_product import conv_step
+from mimi_export.model.steps.elu import elu
+from mimi_export.model.steps.matmul import product, product_weight
+from mimi_export.model.steps.quantizer import ResidualDecoder, ResidualEncoder
+from mimi_export.model.steps.rope import exact_rotation, half_swap, inverse_frequencies, phase_steps, rotate, rotation
+from mimi_export.model.steps.transformer import TransformerLayer
 
 ONE_LAYER = 120.0  # dB: float32 with sums in another order; one layer loses 10 to 15 dB of float32's 150
 FAST = settings(max_examples=40, deadline=None)

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import MimiConfig, MimiModel
 
-from mimi_export import synthetic, upstream
-from mimi_export.checkpoint import load_checkpoint
 from mimi_export.errors import CheckpointError, ConfigError
-from mimi_export.signals import speech_like
-from mimi_export.synthetic import synthetic_config, synthetic_directory, synthetic_model
+from mimi_export.media.signals import speech_like
+from mimi_export.model import synthetic, upstream
+from mimi_export.model.checkpoint import load_checkpoint
+from mimi_export.model.synthetic import synthetic_config, synthetic_directory, synthetic_model
 
 FRAMES = 60  # 4.8 s, seven and a half attention windows of the tiny model
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import MimiConfig, MimiModel
 
-from mimi_export import upstream
 from mimi_export.errors import AudioError, CheckpointError, CodesError, ConfigError
-from mimi_export.signals import speech_like
-from mimi_export.synthetic import synthetic_config
+from mimi_export.media.signals import speech_like
+from mimi_export.model import upstream
+from mimi_export.model.synthetic import synthetic_config
 
 PARTS = ["encoder_seanet", "encoder_transformer", "downsample", "quantizer"]
 PARTS += ["upsample", "decoder_transformer", "decoder_seanet"]

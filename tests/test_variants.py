@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimi_export.errors import ConfigError
-from mimi_export.variants import (
+from mimi_export.contract.recipes import (
     Budget,
     ConvertRecipe,
     ExportRecipe,
@@ -13,6 +12,7 @@ from mimi_export.variants import (
     load_variant,
     load_variants,
 )
+from mimi_export.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

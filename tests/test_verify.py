@@ -12,9 +12,9 @@ import pytest
 from mutations import broken, lose_state, swap_states
 from safetensors.numpy import load_file, save_file
 
-from mimi_export.artifact import load_artifact, write_manifest
 from mimi_export.cli import main
-from mimi_export.golden import GOLDEN_NAME, replay_golden
+from mimi_export.contract.directory import load_artifact, write_manifest
+from mimi_export.runtime.golden import GOLDEN_NAME, replay_golden
 
 NO_TORCH = """
 import sys
@@ -97,7 +97,7 @@ def test_changed_missing_and_misfit_files(tiny_variant, tmp_path, capsys):
 
 
 def load_artifact_without_files(directory):
-    from mimi_export.manifest_check import parse_manifest
+    from mimi_export.contract.manifest_check import parse_manifest
 
     path = directory / "manifest.json"
     return parse_manifest(json.loads(path.read_text()), path)

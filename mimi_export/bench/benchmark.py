@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimi_export.artifact import MANIFEST_NAME, Artifact, load_artifact
 from mimi_export.bench.contenders import baseline_contenders, variant_contenders
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
 from mimi_export.bench.rounds import no_progress, run_rounds
 from mimi_export.bench.targets import targets
+from mimi_export.contract.directory import MANIFEST_NAME, Artifact, load_artifact
+from mimi_export.contract.files import atomic_directory
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
-from mimi_export.files import atomic_directory
 
 Progress = Callable[[str, float, float], None]  # step, done, of how many (0 where that is not known)
 REPORT_NAME = "bench.json"
@@ -81,8 +81,8 @@ def benchmark(
         raise AudioError(f"the recording has {len(audio)} samples, one call takes {longest}; give a longer one")
     source = first.manifest.source
     if public or peers or peers_python is not None:
-        from mimi_export.checkpoint import load_checkpoint, load_source
-        from mimi_export.synthetic import cache_root
+        from mimi_export.model.checkpoint import load_checkpoint, load_source
+        from mimi_export.model.synthetic import cache_root
 
         load = partial(load_source, source.model, source.revision)
         if model is not None:

@@ -17,9 +17,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mimi_export.geometry import Geometry
-from mimi_export.signals import speech_like
-from mimi_export.spec import BATCH, PAST, PRESENT, GraphSpec, TensorSpec
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.spec import BATCH, PAST, PRESENT, GraphSpec, TensorSpec
+from mimi_export.media.signals import speech_like
 
 Array = NDArray[Any]
 Growth = Literal["bounded", "unbounded"]

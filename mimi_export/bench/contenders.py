@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import mimi_export
-from mimi_export.artifact import Artifact, load_artifact
 from mimi_export.bench import worker
-from mimi_export.bench.contender import ContenderProcess
+from mimi_export.bench.process import ContenderProcess
+from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.files import atomic_directory, sha256
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ConfigError
-from mimi_export.files import atomic_directory, sha256
-from mimi_export.spec import GraphKind
 
 if TYPE_CHECKING:
-    from mimi_export.checkpoint import Checkpoint
+    from mimi_export.model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
@@ -150,9 +150,9 @@ def baseline_contenders(
         return []
     if peers_python is not None and shutil.which(peers_python) is None:
         raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
-    from mimi_export.bench.public_design import NAME, export_public_design
-    from mimi_export.kyutai import save_kyutai
-    from mimi_export.upstream import quiet_transformers
+    from mimi_export.bench.baseline import NAME, export_public_design
+    from mimi_export.model.kyutai import save_kyutai
+    from mimi_export.model.upstream import quiet_transformers
 
     progress(f"loading {model}")
     checkpoint = load()
@@ -169,7 +169,7 @@ def baseline_contenders(
     folder = cache / f"bench-{digest.hexdigest()[:16]}"
     found = []
     if public:
-        code = sha256(Path(mimi_export.__file__).parent / "bench" / "public_design.py")[:8]
+        code = sha256(Path(mimi_export.__file__).parent / "bench" / "baseline.py")[:8]
         directory = folder / f"{NAME}-{num_codebooks}cb-{code}"
         if not directory.exists():
             export_public_design(checkpoint, directory, num_codebooks, progress=progress)

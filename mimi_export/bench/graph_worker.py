@@ -28,11 +28,11 @@ import numpy as np
 
 from mimi_export.bench.bound import BoundGraph, Growth, call_data, feeds, states_at
 from mimi_export.bench.worker import claim_stdout, rss_bytes
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import MimiExportError
-from mimi_export.manifest import Manifest
 from mimi_export.runtime import load
 from mimi_export.runtime.codec import Codec
-from mimi_export.spec import GraphKind
 
 COMMANDS = ("measure", "cost")
 PUBLIC_PASS = "public-design"  # noqa: S105 - the name of a pass over a graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mimi_export.bench.summary import Summary
-from mimi_export.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 
 REFERENCE_AGE = 20.0  # seconds: older than the window, and what comparisons with the public design are made at
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimi_export.bench.contender import ContenderProcess
 from mimi_export.bench.contenders import Contender
 from mimi_export.bench.plan import Fact, Measurement, Plan, Results
+from mimi_export.bench.process import ContenderProcess
 from mimi_export.bench.summary import summarise
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import MimiExportError
-from mimi_export.spec import GraphKind
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, float, float], None]  # step, done, of how many

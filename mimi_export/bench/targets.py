@@ -13,7 +13,7 @@ from mimi_export.bench.contenders import PUBLIC, Contender
 from mimi_export.bench.cost import Cost
 from mimi_export.bench.machine import Machine
 from mimi_export.bench.plan import Measurement, Plan, Results
-from mimi_export.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 
 OLD, YOUNG, REFERENCE = 600.0, 2.0, 20.0
 STREAM_BATCH = 16

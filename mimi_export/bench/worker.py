@@ -29,7 +29,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mimi_export.signals import SAMPLING_RATE, speech_like
+from mimi_export.media.signals import SAMPLING_RATE, speech_like
 
 FRAME_SIZE = 1920  # samples; the peers have Kyutai's geometry built in
 CODEBOOK_SIZE = 2048

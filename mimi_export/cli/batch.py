@@ -50,9 +50,9 @@ def export_whole_clips(
         raise OutputError(f"{target} exists already; choose another --output-dir or replace it with --force")
     begin = time.monotonic()
     with needs_extra("export", "mimi-export export --batch"):
-        from mimi_export.batch import export_batch
-        from mimi_export.batch_check import check_batch
-        from mimi_export.checkpoint import load_checkpoint
+        from mimi_export.export.whole_clip import export_batch
+        from mimi_export.model.checkpoint import load_checkpoint
+        from mimi_export.parity.whole_clip import check_batch
     with Steps() as steps:
         steps.step(f"loading {model}")
         checkpoint = load_checkpoint(model, revision, progress=steps.advance)

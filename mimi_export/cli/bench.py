@@ -86,11 +86,11 @@ def bench(
     if output is not None and output.exists() and not force and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already; choose another --output or replace it with --force")
     with needs_extra("export", "mimi-export bench"):
-        from mimi_export.audio import read_audio
         from mimi_export.bench.benchmark import benchmark, default_directories, write_report
         from mimi_export.bench.huge_pages import check_huge_pages
         from mimi_export.bench.plan import Plan
         from mimi_export.bench.report import tables
+        from mimi_export.media.audio import read_audio
     if huge_pages:
         check_huge_pages()
     if output is not None:

@@ -13,7 +13,7 @@ from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json
 
 if TYPE_CHECKING:
-    from mimi_export.precision import Int8Options, Options
+    from mimi_export.export.precision import Int8Options, Options
 
 InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
 OutputDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory to make.")]
@@ -112,7 +112,7 @@ def convert_fp16(
       mimi-export convert fp16 artifacts/streaming-8cb artifacts/streaming-8cb-fp16
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "mimi-export convert"):
-        from mimi_export.precision import Fp16Options
+        from mimi_export.export.precision import Fp16Options
     run_conversion(input_dir, output_dir, Fp16Options(tuple(keep_float or ())), name, force, json)
 
 
@@ -147,8 +147,8 @@ def run_conversion(
     input_dir: Path, output_dir: Path, options: Options, name: str | None, force: bool, json: bool
 ) -> None:
     """Convert and show the sizes; shared with `scripts/weight_fp16.py`."""
-    from mimi_export.artifact import load_artifact
-    from mimi_export.convert import convert
+    from mimi_export.contract.directory import load_artifact
+    from mimi_export.export.convert import convert
 
     with Steps() as steps:
         done = convert(input_dir, output_dir, options, name=name, force=force, progress=steps.step)
@@ -202,10 +202,10 @@ def sensitivity(
     fine = fine if fine is not None else []
     options = _int8_options(target, block_size, bits, keep_float, fine, None, signed, round_codebooks, min_elements)
     with needs_extra("export", "mimi-export sensitivity"):
-        from mimi_export.checkpoint import load_checkpoint, load_source
+        from mimi_export.model.checkpoint import load_checkpoint, load_source
         from mimi_export.parity.clips import clips_from_files
-        from mimi_export.sensitivity import measure_sensitivity, speech_clip
-    from mimi_export.artifact import load_artifact
+        from mimi_export.parity.sensitivity import measure_sensitivity, speech_clip
+    from mimi_export.contract.directory import load_artifact
 
     artifact = load_artifact(variant)
     source = artifact.manifest.source
@@ -233,7 +233,7 @@ def _int8_options(
     min_elements: int | None,
 ) -> Int8Options:
     with needs_extra("export", "mimi-export convert"):
-        from mimi_export.precision import FINE, Int8Options
+        from mimi_export.export.precision import FINE, Int8Options
     return Int8Options(
         target=target.value,
         block_size=block_size,

@@ -14,8 +14,8 @@ from mimi_export.cli.batch import Batch, Dtypes, Rows, export_whole_clips
 from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
+from mimi_export.contract.recipes import DEFAULT_MODEL
 from mimi_export.errors import ConfigError, OutputError
-from mimi_export.variants import DEFAULT_MODEL
 
 
 class KvCache(str, Enum):
@@ -98,8 +98,8 @@ def export(
     _refuse_existing(target, force)
     begin = time.monotonic()
     with needs_extra("export", "mimi-export export"):
-        from mimi_export.checkpoint import load_checkpoint
-        from mimi_export.export import export_variant
+        from mimi_export.export.variant import export_variant
+        from mimi_export.model.checkpoint import load_checkpoint
     with Steps() as steps:
         steps.step(f"loading {model}")
         checkpoint = load_checkpoint(model, revision, progress=steps.advance)
@@ -165,15 +165,15 @@ def build(
       mimi-export build
       mimi-export build streaming-8cb --model synthetic
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.variants import find_configs, load_variants
+    from mimi_export.contract.recipes import find_configs, load_variants
 
     if revision is not None and model is None:
         raise ConfigError("--revision belongs to a --model; give both, or write the revision into the configuration")
     variants = load_variants(find_configs(configs))
     with needs_extra("export", "mimi-export build"):
-        from mimi_export.build import build as build_variants
-        from mimi_export.checkpoint import Checkpoint, load_checkpoint
-        from mimi_export.convert import CONVERTERS
+        from mimi_export.export.build import build as build_variants
+        from mimi_export.export.convert import CONVERTERS
+        from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
         from mimi_export.parity.gate import ParityGate
     with Steps() as steps:
 

@@ -17,8 +17,8 @@ from mimi_export.cli.console import show_json, show_rows, show_table
 from mimi_export.cli.options import Json
 
 if TYPE_CHECKING:
-    from mimi_export.artifact import Artifact
-    from mimi_export.spec import StateSpec
+    from mimi_export.contract.directory import Artifact
+    from mimi_export.contract.spec import StateSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def inspect(
       mimi-export inspect artifacts/streaming-8cb
       mimi-export inspect artifacts/streaming-8cb --json | jq .bitrate
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.artifact import load_artifact
+    from mimi_export.contract.directory import load_artifact
 
     artifact = load_artifact(directory, verify_hashes=verify)
     opsets = _opsets(artifact)
@@ -92,7 +92,7 @@ def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
 
 
 def _kinds() -> tuple[Any, ...]:
-    from mimi_export.spec import GRAPH_KINDS
+    from mimi_export.contract.spec import GRAPH_KINDS
 
     return GRAPH_KINDS
 

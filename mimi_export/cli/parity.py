@@ -73,12 +73,12 @@ def parity(
     Exit code 1: a budget is missed. Exit code 10: something could not be measured.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "parity"):
-        from mimi_export.parity import report_json
         from mimi_export.parity.clips import clips_from_files
         from mimi_export.parity.reports import FILES, write_reports
+        from mimi_export.parity.reports import json as report_json
         from mimi_export.parity.run import check_parity
-    from mimi_export.files import atomic_directory
-    from mimi_export.variants import find_configs, load_variants
+    from mimi_export.contract.files import atomic_directory
+    from mimi_export.contract.recipes import find_configs, load_variants
 
     ways = _ways(calls)
     try:
@@ -135,7 +135,7 @@ def _ways(calls: str) -> list[int | str]:
 
 
 def _show(run: ParityRun) -> None:
-    from mimi_export.parity import report_md
+    from mimi_export.parity.reports import markdown as report_md
 
     if not run.reports:
         return

@@ -83,7 +83,7 @@ def decode(
       mimi-export decode music.npz music-4.flac --num-codebooks 4
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli.transfer import decode_file
-    from mimi_export.codes import read_codes
+    from mimi_export.media.codes import read_codes
 
     def work(codec: Codec, tick: Tick) -> Transfer:
         made_by = read_codes(source).metadata.model

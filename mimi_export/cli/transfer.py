@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mimi_export.audio import AudioReader, AudioWriter
-from mimi_export.codes import CodesFile, CodesMetadata, CodesWriter, check_codes, read_codes
 from mimi_export.errors import CodesError
+from mimi_export.media.audio import AudioReader, AudioWriter
+from mimi_export.media.codes import CodesFile, CodesMetadata, CodesWriter, check_codes, read_codes
 from mimi_export.runtime import Codec
 
 BLOCK_FRAMES = 32  # frames decoded between two ticks

@@ -124,7 +124,7 @@ def card(
     \b
       mimi-export card artifacts/streaming-8cb artifacts/streaming-16cb --output card.md
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.files import atomic_file
+    from mimi_export.contract.files import atomic_file
     from mimi_export.hub.card import model_card
     from mimi_export.hub.subjects import read_subjects
 

@@ -36,8 +36,8 @@ def verify(
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     import onnxruntime
 
-    from mimi_export.artifact import load_artifact
-    from mimi_export.golden import replay_golden
+    from mimi_export.contract.directory import load_artifact
+    from mimi_export.runtime.golden import replay_golden
 
     with Steps() as steps:
         steps.step("hashing the files")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mimi_export import __version__
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
 from mimi_export.hub import tables
 from mimi_export.hub.snippets import DOWNLOADS, Snippet, batch_snippet, variant_snippets
 from mimi_export.hub.subjects import Json, Subject
-from mimi_export.manifest import Manifest
-from mimi_export.spec import GRAPH_KINDS
 
 KYUTAI = "kyutai/mimi"
 LICENSES = {KYUTAI: "cc-by-4.0"}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mimi_export.batch_files import BatchManifest
+from mimi_export.contract.batch_files import BatchManifest
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.spec import StateSpec
 from mimi_export.errors import ConfigError
 from mimi_export.hub import templates
-from mimi_export.manifest import Manifest
-from mimi_export.spec import StateSpec
 
 DOWNLOADS = "mimi"  # local directory that the card downloads into
 

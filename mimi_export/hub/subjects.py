@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimi_export.artifact import MANIFEST_NAME, FileEntry, Manifest, load_artifact
-from mimi_export.batch_files import BATCH_MANIFEST, BATCH_REPORT, BatchManifest, load_batch
+from mimi_export.contract.batch_files import BATCH_MANIFEST, BATCH_REPORT, BatchManifest, load_batch
+from mimi_export.contract.directory import MANIFEST_NAME, FileEntry, Manifest, load_artifact
+from mimi_export.contract.files import sha256
 from mimi_export.errors import ArtifactError, ParityError
-from mimi_export.files import sha256
 
 REPORT_NAME = "report.json"
 REPORT_PLACES = (REPORT_NAME, f"../{REPORT_NAME}", f"../report/{REPORT_NAME}", f"../parity/{REPORT_NAME}", BATCH_REPORT)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
 from mimi_export.hub.subjects import Json, Subject
-from mimi_export.manifest import Manifest
-from mimi_export.spec import GRAPH_KINDS, Dim, GraphSpec
 
 Rows = list[list[str]]
 

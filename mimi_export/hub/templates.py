@@ -1,7 +1,7 @@
 """The programs of the model card as templates; `@WORDS@` are filled in by `snippets`."""
 
 PYTHON = """
-from mimi_export.audio import AudioWriter, read_audio
+from mimi_export.media.audio import AudioWriter, read_audio
 from mimi_export.runtime import load
 
 codec = load("@DIRECTORY@")

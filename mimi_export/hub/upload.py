@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimi_export.files import sha256
+from mimi_export.contract.files import sha256
 from mimi_export.hub.client import Client, retried
 from mimi_export.hub.errors import HubError
 from mimi_export.hub.plan import LocalFile, Plan, Remote, make_plan

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from mimi_export.artifact import load_artifact
-from mimi_export.batch_files import load_batch
+from mimi_export.contract.batch_files import load_batch
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
-from mimi_export.golden import GOLDEN_NAME, replay_golden
 from mimi_export.runtime import Codec
-from mimi_export.spec import GRAPH_KINDS
+from mimi_export.runtime.golden import GOLDEN_NAME, replay_golden
 
 
 def verify_variant(directory: Path) -> None:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mimi_export.manifest import Manifest
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.recipes import Budget, Variant
+from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.parity.results import ClipResult, VariantReport
 from mimi_export.parity.ties import Agreement
-from mimi_export.spec import GRAPH_KINDS
-from mimi_export.variants import Budget, Variant
 
 EXACT = "fp32"
 STATE_DB = 90.0

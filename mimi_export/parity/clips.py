@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mimi_export.audio import AudioReader
 from mimi_export.errors import AudioError
-from mimi_export.signals import SIGNALS
+from mimi_export.media.audio import AudioReader
+from mimi_export.media.signals import SIGNALS
 
 Audio = npt.NDArray[np.float32]
 

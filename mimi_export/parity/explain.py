@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mimi_export.artifact import Artifact
-from mimi_export.graphs import StreamingGraph, initial_states, streaming_graph
-from mimi_export.network import conv_layers
+from mimi_export.contract.directory import Artifact
+from mimi_export.contract.network import conv_layers
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, conv_state_name
+from mimi_export.model.graphs import StreamingGraph, initial_states, streaming_graph
 from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.tapped import States, TappedGraph
-from mimi_export.spec import GRAPH_KINDS, GraphKind, GraphSpec, conv_state_name
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
 # of 11 bits 60, of 8 bits 30.

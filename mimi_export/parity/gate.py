@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.errors import ParityError
+from mimi_export.media.signals import speech_like
 from mimi_export.parity.clips import clips_from_arrays
 from mimi_export.parity.run import Load, check_parity
-from mimi_export.signals import speech_like
-from mimi_export.variants import ConvertRecipe, ExportRecipe, Variant
 
 SECONDS = 16.0  # more than the attention window of 10 s
 FRAMES_PER_CALL = (1, "mixed")

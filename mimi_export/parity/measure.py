@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from mimi_export.artifact import Artifact, load_artifact
-from mimi_export.checkpoint import Checkpoint
+from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
+from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Audio, Clip, clips_from_arrays
 from mimi_export.parity.metrics import Comparison, snr_db
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
@@ -38,7 +39,6 @@ from mimi_export.parity.running import AudioComparison, Collect, Energies, diffe
 from mimi_export.parity.tapped import TappedGraph
 from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream
-from mimi_export.spec import GRAPH_KINDS, GraphKind
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")

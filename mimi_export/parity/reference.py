@@ -32,14 +32,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mimi_export import upstream
-from mimi_export.checkpoint import Checkpoint
-from mimi_export.geometry import Geometry
-from mimi_export.graphs import initial_states, streaming_graph
-from mimi_export.network import conv_layers
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.network import conv_layers
+from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.model import upstream
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.model.graphs import initial_states, streaming_graph
 from mimi_export.parity.clips import Audio, Clip
 from mimi_export.parity.ties import ResidualQuantizer
-from mimi_export.spec import GraphKind, GraphSpec
 
 MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
 PIECE_FRAMES = 250  # frames kept of each further call

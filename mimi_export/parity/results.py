@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mimi_export.manifest import Manifest
+from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.spec import GraphKind
 from mimi_export.parity.metrics import decibels
 from mimi_export.parity.ties import Agreement
-from mimi_export.spec import GraphKind
 
 if TYPE_CHECKING:
     from mimi_export.parity.checks import Check

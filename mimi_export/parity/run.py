@@ -6,16 +6,16 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from mimi_export.artifact import Artifact, load_artifact
-from mimi_export.checkpoint import Checkpoint, load_checkpoint, load_source
+from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.recipes import Variant
 from mimi_export.errors import ArtifactError
+from mimi_export.model.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.parity.checks import budgets_for, judge
 from mimi_export.parity.clips import Clip, default_clips
 from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import FRAMES_PER_CALL, measure
 from mimi_export.parity.reference import Reference
 from mimi_export.parity.results import NotMeasured, ParityRun
-from mimi_export.variants import Variant
 
 Progress = Callable[[str], None]
 Load = Callable[[str, str | None], Checkpoint]

@@ -1,7 +1,7 @@
 """Look inside a graph: run the file as it is, with named intermediate values as extra outputs.
 
 The model is changed in memory only. It may be any variant whose passes kept the value names of the export
-(`mimi_export.taps`); taps that a graph does not have are left out and can be asked for.
+(`mimi_export.model.taps`); taps that a graph does not have are left out and can be asked for.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
+from mimi_export.contract.spec import GraphSpec
 from mimi_export.errors import GraphError
-from mimi_export.spec import GraphSpec
-from mimi_export.taps import TAP_PREFIX
+from mimi_export.model.taps import TAP_PREFIX
 
 Array = npt.NDArray[Any]
 States = dict[str, Array]

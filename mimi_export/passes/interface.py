@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mimi_export.spec import GraphSpec, TensorSpec
+from mimi_export.contract.spec import GraphSpec, TensorSpec
 
 
 class SetInterface(ir.passes.InPlacePass):

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from mimi_export.contract.spec import BATCH, PAST, GraphSpec, StateSpec
 from mimi_export.errors import ConfigError
 from mimi_export.passes.weights import new_initializer
-from mimi_export.spec import BATCH, PAST, GraphSpec, StateSpec
 
 OLDEST_OPSET = 18  # Shape of a part of a shape, Pad of one axis
 

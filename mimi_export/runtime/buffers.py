@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from mimi_export.contract.spec import GraphSpec, StateSpec
 from mimi_export.runtime.session import GraphSession
-from mimi_export.spec import GraphSpec, StateSpec
 
 Array = npt.NDArray[Any]
 DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "int64": np.int64}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from mimi_export.artifact import Artifact, load_artifact
-from mimi_export.geometry import Geometry
+from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
-from mimi_export.spec import GraphKind, GraphSpec
 
 
 class _Half:

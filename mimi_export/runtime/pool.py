@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mimi_export.codes import check_codes
 from mimi_export.errors import AudioError, CodesError, ConfigError
+from mimi_export.media.codes import check_codes
 from mimi_export.runtime.buffers import DTYPES, Array, BoundCall, in_place
 from mimi_export.runtime.codec import Decoder, Encoder
 from mimi_export.runtime.stream import check_audio

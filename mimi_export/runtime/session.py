@@ -9,8 +9,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mimi_export.contract.spec import GraphSpec, TensorSpec
 from mimi_export.errors import ConfigError, GraphError
-from mimi_export.spec import GraphSpec, TensorSpec
 
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mimi_export.codes import check_codes
+from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import AudioError, CodesError
-from mimi_export.geometry import Geometry
+from mimi_export.media.codes import check_codes
 from mimi_export.runtime.buffers import Array
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.state import StreamState

@@ -1,0 +1,290 @@
+"""The design of the public `mimi-onnx-streaming` graphs, rebuilt as the benchmark's baseline. For nothing else.
+
+It is what a straightforward export of Mimi with explicit states gives: upstream's own layers one after the other,
+keys cached after rotation and never dropped, separate query, key and value projections, layer scales as products,
+every convolution an ONNX `Conv` or `ConvTranspose`, the nearest codebook entry by its distance. Inputs and outputs
+have the published names. Nothing is slower than such an export makes it, and nothing is tuned; free batch and frame
+counts, which cost nothing, are there so that all contenders can do the same work.
+
+Its three defects belong to the design and are kept:
+
+    downsampling   begins from zeros, where upstream repeats the first sample      all codes of frame 0
+    overlap        kept with the bias, which the next call subtracts               one bias missing in call 0
+    attention      causal without a window                                         everything after 10 s
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional
+
+from mimi_export import __version__
+from mimi_export.contract import network, spec
+from mimi_export.contract.directory import Manifest, Source, metadata_props, write_manifest
+from mimi_export.contract.files import atomic_directory
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.network import ConvLayer, ResidualUnit
+from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, TensorSpec
+from mimi_export.export.variant import OPSET, quiet_exporter, tool_versions
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.model.steps.rope import inverse_frequencies
+from mimi_export.model.upstream import Parts, parts
+from mimi_export.passes.interface import SetInterface
+from mimi_export.passes.metadata import SetMetadata
+
+NAME = "public-design"
+EXAMPLE = {BATCH: 2, FRAMES: 3, PAST: 6}
+logger = logging.getLogger(__name__)
+
+
+class PublicGraph(nn.Module):
+    """What both graphs share: states by name, convolutions, the transformer.
+
+    Args:
+        graph: inputs and outputs.
+        geometry: sizes of the model.
+        upstream: the upstream model's modules, which are used as they are.
+    """
+
+    def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
+        super().__init__()
+        self.graph = graph
+        self.geometry = geometry
+        encodes = graph.kind == "encoder"
+        self._items = network.encoder_seanet(geometry) if encodes else network.decoder_seanet(geometry)
+        self.seanet = upstream.encoder_seanet if encodes else upstream.decoder_seanet
+        self.layers = (upstream.encoder_transformer if encodes else upstream.decoder_transformer).layers
+        self.resample = upstream.downsample if encodes else upstream.upsample
+        quantizer = upstream.quantizer
+        halves = (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer)
+        self.projections = nn.ModuleList([half.input_proj if encodes else half.output_proj for half in halves])
+        books = [[layer.codebook.embed for layer in half.layers] for half in halves]
+        semantic = geometry.num_semantic_quantizers
+        self._levels = (semantic, graph.num_codebooks - semantic)
+        self.codebooks = nn.ParameterList(
+            nn.Parameter(book.detach().clone(), requires_grad=False)
+            for half, levels in zip(books, self._levels, strict=True)
+            for book in half[:levels]
+        )
+
+    def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """One call: data and past states in, data and present states out."""
+        past = {state.name: tensor for state, tensor in zip(self.graph.states, states, strict=True)}
+        present: dict[str, Tensor] = {}
+        y = self.step(data, past, present)
+        return y, *(present[state.name] for state in self.graph.states)
+
+    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+        """Compute the data output of one call."""
+        raise NotImplementedError
+
+    def conv(
+        self, layer: ConvLayer, root: nn.Module, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> Tensor:
+        """One convolution with its state."""
+        module = root.get_submodule(layer.path)
+        if layer.state_size == 0:
+            return functional.conv1d(x, module.weight, module.bias)
+        name = spec.conv_state_name(layer)
+        if not layer.transposed:
+            x = torch.cat([past[name], x], dim=2)
+            present[name] = x[:, :, x.shape[2] - layer.state_size :]
+            return functional.conv1d(x, module.weight, module.bias, layer.stride, 0, layer.dilation, layer.groups)
+        y = functional.conv_transpose1d(x, module.weight, module.bias, layer.stride, 0, 0, layer.groups)
+        length, size = x.shape[2] * layer.stride, layer.state_size
+        overlap = y[:, :, :size] + past[name]
+        if module.bias is not None:
+            overlap = overlap - module.bias[:, None]  # what is kept has it too; the zeros before call 0 have not
+        present[name] = y[:, :, length:]
+        return torch.cat([overlap, y[:, :, size:length]], dim=2)
+
+    def walk(self, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+        """The SEANet half over `[B, C, T]`."""
+        for item in self._items:
+            if item is None:
+                x = functional.elu(x)
+            elif isinstance(item, ResidualUnit):
+                hidden = self.conv(item.first, self.seanet, functional.elu(x), past, present)
+                hidden = self.conv(item.second, self.seanet, functional.elu(hidden), past, present)
+                skip = x if item.shortcut is None else self.conv(item.shortcut, self.seanet, x, past, present)
+                x = skip + hidden
+            else:
+                x = self.conv(item, self.seanet, x, past, present)
+        return x
+
+    def transformer(self, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+        """The transformer over `[B, T, hidden]`."""
+        g = self.geometry
+        earlier, new = past["key_0"].shape[2], x.shape[1]
+        positions = torch.arange(new) + earlier
+        angles = positions[:, None].to(torch.float32) * inverse_frequencies(g.head_dim, g.rope_theta)
+        angles = torch.cat([angles, angles], dim=-1)
+        rotation = angles.cos(), angles.sin()
+        visible = torch.arange(earlier + new)[None, :] <= positions[:, None]
+        mask = torch.where(visible, 0.0, -math.inf)
+        for index, layer in enumerate(self.layers):
+            key, value = f"key_{index}", f"value_{index}"
+            attended, present[key], present[value] = self._attention(
+                layer.self_attn, layer.input_layernorm(x), past[key], past[value], rotation, mask
+            )
+            x = x + layer.self_attn_layer_scale(attended)
+            x = x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
+        return x
+
+    def _attention(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        g = self.geometry
+        tokens = x.shape[1]
+
+        def heads(projection: nn.Module, count: int) -> Tensor:
+            return projection(x).reshape(-1, tokens, count, g.head_dim).transpose(1, 2)
+
+        query = _rotate(heads(module.q_proj, g.num_attention_heads), *rotation)
+        key = _rotate(heads(module.k_proj, g.num_key_value_heads), *rotation)
+        keys = torch.cat([past_key, key], dim=2)
+        values = torch.cat([past_value, heads(module.v_proj, g.num_key_value_heads)], dim=2)
+        repeats = g.num_attention_heads // g.num_key_value_heads
+        all_keys = keys if repeats == 1 else keys.repeat_interleave(repeats, dim=1)
+        all_values = values if repeats == 1 else values.repeat_interleave(repeats, dim=1)
+        scores = query @ all_keys.transpose(2, 3) * (1 / math.sqrt(g.head_dim)) + mask
+        joined = (torch.softmax(scores, dim=-1) @ all_values).transpose(1, 2)
+        return module.o_proj(joined.reshape(-1, tokens, g.num_attention_heads * g.head_dim)), keys, values
+
+
+class PublicEncoder(PublicGraph):
+    """Waveform `[B, 1, frames·frame_size]` to codes `[B, K, frames]`."""
+
+    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+        """See `PublicGraph`."""
+        x = self.walk(data, past, present)
+        x = self.transformer(x.transpose(1, 2), past, present)
+        layer = network.downsample_layer(self.geometry)
+        latents = self.conv(layer, self.resample, x.transpose(1, 2), past, present)
+        frames, codes, first = latents.shape[2], [], 0
+        for projection, levels in zip(self.projections, self._levels, strict=True):
+            residual = (latents if projection is None else projection(latents)).transpose(1, 2)
+            residual = residual.reshape(-1, self.geometry.codebook_dim)
+            for book in self.codebooks[first : first + levels]:
+                distances = (residual**2).sum(1, keepdim=True) - 2 * residual @ book.t() + (book**2).sum(1)
+                code = distances.argmin(dim=-1)
+                residual = residual - functional.embedding(code, book)
+                codes.append(code.reshape(-1, frames))
+            first += levels
+        return torch.stack(codes, dim=1)
+
+
+class PublicDecoder(PublicGraph):
+    """Codes `[B, K, frames]` to a waveform `[B, 1, frames·frame_size]`; K is fixed."""
+
+    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+        """See `PublicGraph`."""
+        first, latents = 0, 0.0
+        for projection, levels in zip(self.projections, self._levels, strict=True):
+            entries = [functional.embedding(data[:, i], self.codebooks[i]) for i in range(first, first + levels)]
+            first += levels
+            if entries:
+                total = sum(entries[1:], entries[0]).transpose(1, 2)
+                latents = latents + (total if projection is None else projection(total))
+        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, past, present)
+        x = self.transformer(x.transpose(1, 2), past, present)
+        return self.walk(x.transpose(1, 2), past, present)
+
+
+def public_graph(checkpoint: Checkpoint, graph: GraphSpec) -> PublicGraph:
+    """The baseline's module for a graph of the window layout, whose names and states it has."""
+    if graph.kind == "decoder":
+        data = dataclasses.replace(graph.data_input, shape=(BATCH, graph.num_codebooks, FRAMES))
+        graph = dataclasses.replace(graph, data_input=data)
+    made = PublicEncoder if graph.kind == "encoder" else PublicDecoder
+    return made(graph, checkpoint.geometry, parts(checkpoint.model)).eval().requires_grad_(False)
+
+
+def export_public_design(
+    checkpoint: Checkpoint,
+    output_dir: str | os.PathLike[str],
+    num_codebooks: int,
+    opset: int = OPSET,
+    progress: Callable[[str], None] = logger.info,
+) -> None:
+    """Write the baseline as a variant directory that the runtime can open; nothing is there until all of it is.
+
+    Raises:
+        ConfigError: this model has no such number of codebooks.
+        OutputError: the directory exists or cannot be written.
+    """
+    manifest = Manifest.for_graphs(
+        checkpoint.geometry,
+        num_codebooks,
+        "window",
+        None,
+        Source(checkpoint.source, checkpoint.revision),
+        tool_versions(),
+        name=NAME,
+        conversion=[{"pass": NAME, "note": "the benchmark's baseline, with the defects of its design"}],
+    )
+    with atomic_directory(output_dir) as directory:
+        for kind in GRAPH_KINDS:
+            progress(f"exporting the {kind} of the public design")
+            module = public_graph(checkpoint, manifest.spec(kind))
+            model = _onnx_program(module, opset)
+            SetInterface(module.graph)(model)
+            SetMetadata(metadata_props(manifest), __version__)(model)
+            ir.save(model, directory / module.graph.file_name)
+        write_manifest(directory, manifest)
+
+
+def _onnx_program(module: PublicGraph, opset: int) -> ir.Model:
+    graph, frame_size = module.graph, module.geometry.frame_size
+    frames = Dim(FRAMES, min=1, max=2**16)
+    dims: dict[str, Any] = {
+        BATCH: Dim(BATCH, min=1, max=2**16),
+        FRAMES: frames,
+        SAMPLES: frame_size * frames,
+        PAST: Dim(PAST, min=0, max=2**24),
+    }
+    arguments = tuple(_example(tensor, frame_size) for tensor in graph.inputs)
+    shapes = tuple(
+        {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
+    )
+    with quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[tensor.name for tensor in graph.outputs],
+            dynamic_shapes=(shapes[0], shapes[1:]),
+            verbose=False,
+            optimize=True,
+        )
+    model: ir.Model = program.model
+    return model
+
+
+def _example(tensor: TensorSpec, frame_size: int) -> Tensor:
+    sizes = {**EXAMPLE, SAMPLES: EXAMPLE[FRAMES] * frame_size}
+    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+    return torch.zeros(shape, dtype=torch.int64 if tensor.dtype == "int64" else torch.float32)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin

@@ -1,0 +1,1 @@
+"""What a variant is: geometry, network, state, manifest, recipes. The standard library only."""

@@ -1,0 +1,1 @@
+"""Audio files, code files, and generated signals."""

@@ -1,0 +1,286 @@
+"""Files of codes: one stream of `[1, K, T]` codes and what is needed to play it at its right length.
+
+Two formats, told apart by their extension:
+
+    .safetensors   tensor `codes`, int64 (narrower integers are read too); metadata in the header
+    .npz           array `codes` and one array per piece of metadata; never a pickled object
+
+Tensor name and shape are those that candle's Mimi example reads and writes, so files go both ways. The metadata is
+optional: a file without it decodes to whole frames. Equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialize
+
+from mimi_export.contract.files import atomic_file
+from mimi_export.errors import CodesError
+
+Codes = npt.NDArray[np.int64]
+
+FORMATS = (".npz", ".safetensors")
+TENSOR = "codes"
+_DTYPES = ("int64", "int32", "uint32", "int16", "uint16", "int8", "uint8")
+
+
+@dataclass(frozen=True)
+class CodesMetadata:
+    """What a file says about its codes beyond their values; all of it may be missing.
+
+    `sampling_rate` in Hz, `frame_size` in audio samples per frame, `num_samples` the real samples before the last
+    frame was filled up with zeros, `model` the name of the checkpoint that made the codes.
+    """
+
+    sampling_rate: int | None = None
+    frame_size: int | None = None
+    num_samples: int | None = None
+    model: str | None = None
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The fields that are known."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(CodesMetadata))
+
+
+@dataclass(frozen=True)
+class CodesFile:
+    """Codes `[1, K, T]` int64 and their metadata."""
+
+    codes: Codes
+    metadata: CodesMetadata
+
+
+def write_codes(
+    path: str | os.PathLike[str], codes: npt.NDArray[Any], metadata: CodesMetadata | None = None, force: bool = False
+) -> None:
+    """Write codes `[1, K, T]` of any integer type, as int64.
+
+    Raises:
+        CodesError: wrong shape, type, a negative code or an unknown extension.
+        OutputError: the file exists and `force` is not given, or cannot be written.
+    """
+    path = Path(path)
+    _check_extension(path)
+    values = _checked(codes, str(path))
+    metadata = metadata or CodesMetadata()
+    _check_metadata(metadata, values, path)
+    with atomic_file(path, force) as temporary:
+        temporary.write_bytes(_content(path, values, metadata))
+
+
+def read_codes(path: str | os.PathLike[str]) -> CodesFile:
+    """Read a file of codes.
+
+    Raises:
+        CodesError: missing or damaged file, unknown extension, no tensor `codes`, or one of wrong shape, type or
+            sign; metadata that contradicts it. Whether the codes fit a model is `check_codes`' question.
+    """
+    path = Path(path)
+    _check_extension(path)
+    values, raw = _read_npz(path) if path.suffix.lower() == ".npz" else _read_safetensors(path)
+    codes = _checked(values, str(path))
+    metadata = _parse_metadata(raw, path)
+    _check_metadata(metadata, codes, path)
+    return CodesFile(codes, metadata)
+
+
+def check_codes(codes: npt.NDArray[Any], num_codebooks: int, codebook_size: int) -> None:
+    """Raise `CodesError` unless codes `[B, K, T]` can be decoded: 1 <= K <= `num_codebooks`, values in the codebook.
+
+    The message names the first bad value in the order batch row, codebook, frame.
+    """
+    if codes.ndim != 3 or codes.dtype.kind not in "iu":
+        raise CodesError(
+            f"codes are {codes.dtype} {list(codes.shape)}, expected integers of shape [batch, codebooks, frames]"
+        )
+    if not 1 <= codes.shape[1] <= num_codebooks:
+        raise CodesError(f"codes have {codes.shape[1]} codebooks, this decoder takes 1 to {num_codebooks}")
+    if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
+        bad = (codes < 0) | (codes >= codebook_size)
+        row, codebook, frame = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        raise CodesError(
+            f"code {codes[row, codebook, frame]} at row {row}, codebook {codebook}, frame {frame} is out of range, "
+            f"expected 0 to {codebook_size - 1}"
+        )
+
+
+class CodesWriter:
+    """Collect the codes of one stream while it is encoded and write them when the `with` block ends well.
+
+        with CodesWriter("speech.safetensors", metadata) as writer:
+            writer.append(codes)                       # [K, n]
+            writer.num_samples = 123456                # what was real, known at the end
+
+    Codes are held as 4 bytes each until then: one hour of 8 codebooks at 12.5 frames/s is 1.4 MB (and 2.9 MB more
+    for the moment of writing). Errors are those of `write_codes`; the target is checked before the first append.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], metadata: CodesMetadata | None = None, force: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.num_samples: int | None = None
+        self._metadata = metadata or CodesMetadata()
+        self._force = force
+        self._num_codebooks: int | None = None
+        self._buffer = bytearray()  # frame after frame, uint32
+        self._stack = ExitStack()
+        self._temporary = self.path
+        _check_extension(self.path)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames appended so far."""
+        return len(self._buffer) // (4 * self._num_codebooks) if self._num_codebooks else 0
+
+    def __enter__(self) -> CodesWriter:
+        self._temporary = self._stack.enter_context(atomic_file(self.path, self._force))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            self._write()
+
+    def append(self, codes: npt.NDArray[Any]) -> None:
+        """Append codes `[K, n]` of any integer type; n may be 0, K is the same in every call."""
+        if codes.ndim != 2 or codes.dtype.kind not in "iu":
+            raise CodesError(f"codes are {codes.dtype} {list(codes.shape)}, expected integers of shape [codebooks, n]")
+        if self._num_codebooks not in (None, codes.shape[0]) or not codes.shape[0]:
+            raise CodesError(f"codes have {codes.shape[0]} codebooks, expected {self._num_codebooks or '1 or more'}")
+        if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < 1 << 32:
+            raise CodesError(f"codes reach from {codes.min()} to {codes.max()}, expected 0 or more")
+        self._num_codebooks = codes.shape[0]
+        self._buffer += codes.T.astype(np.uint32).tobytes()
+
+    def _write(self) -> None:
+        if self._num_codebooks is None or not self._buffer:
+            raise CodesError(f"{self.path}: there are no codes to write")
+        metadata = self._metadata
+        if self.num_samples is not None:
+            metadata = dataclasses.replace(metadata, num_samples=self.num_samples)
+        frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, self._num_codebooks)
+        codes = _checked(frames.T[None], str(self.path))
+        _check_metadata(metadata, codes, self.path)
+        self._temporary.write_bytes(_content(self.path, codes, metadata))
+
+
+def _check_extension(path: Path) -> None:
+    if path.suffix.lower() not in FORMATS:
+        raise CodesError(f"{path} has the extension {path.suffix or '(none)'}, expected {' or '.join(FORMATS)}")
+
+
+def _checked(codes: npt.NDArray[Any], where: str) -> Codes:
+    if codes.dtype.name not in _DTYPES:
+        raise CodesError(f"{where}: codes are {codes.dtype}, expected one of {', '.join(_DTYPES)}")
+    if codes.ndim != 3 or codes.shape[0] != 1:
+        raise CodesError(f"{where}: codes have shape {list(codes.shape)}, expected [1, codebooks, frames]")
+    if not codes.size:
+        raise CodesError(f"{where}: codes have shape {list(codes.shape)}, expected at least one codebook and frame")
+    if int(codes.min()) < 0:
+        _, codebook, frame = np.unravel_index(int(np.argmax(codes < 0)), codes.shape)
+        raise CodesError(f"{where}: code {codes[0, codebook, frame]} at codebook {codebook}, frame {frame} is negative")
+    return np.ascontiguousarray(codes, dtype=np.int64)
+
+
+def _check_metadata(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
+    for name, value in metadata.to_dict().items():
+        if isinstance(value, int) and value < 1:
+            raise CodesError(f"{path}: {name} is {value}, expected 1 or more")
+    if metadata.num_samples is not None and metadata.frame_size is not None:
+        most = codes.shape[2] * metadata.frame_size
+        if metadata.num_samples > most:
+            raise CodesError(
+                f"{path}: num_samples is {metadata.num_samples}, but {codes.shape[2]} frames hold {most} samples"
+            )
+
+
+def _content(path: Path, codes: Codes, metadata: CodesMetadata) -> bytes:
+    """The bytes of the file, in the format that the extension names."""
+    fields = metadata.to_dict()
+    if path.suffix.lower() == ".safetensors":
+        return _sorted_header(serialize({TENSOR: codes}, {name: str(value) for name, value in fields.items()}))
+    arrays: dict[str, Any] = {name: np.array(value) for name, value in fields.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{TENSOR: codes, **arrays})
+    return buffer.getvalue()
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its header in a fixed order: the library writes metadata in a random one."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors that follow
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+def _read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if TENSOR not in file.keys():  # noqa: SIM118 - the file object is no mapping
+                raise CodesError(f"{path} has no tensor `{TENSOR}`, only {sorted(file.keys())}: it is no file of codes")
+            return file.get_tensor(TENSOR), file.metadata() or {}
+    except (SafetensorError, TypeError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
+        raise CodesError(f"{path} is not a safetensors file of codes, or a damaged one: {_line(error)}") from error
+    except OSError as error:
+        raise CodesError(f"{path} cannot be read: {_line(error)}") from error
+
+
+def _read_npz(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
+        with archive as file:
+            if TENSOR not in file.files:
+                raise CodesError(f"{path} has no array `{TENSOR}`, only {sorted(file.files)}: it is no file of codes")
+            return file[TENSOR], {name: file[name].item() for name in _FIELDS if name in file.files}
+    except CodesError:
+        raise
+    except OSError as error:
+        raise CodesError(f"{path} cannot be read: {_line(error)}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CodesError(f"{path} is not an .npz file of plain arrays, or a damaged one: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """The reason alone, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _parse_metadata(raw: Mapping[str, Any], path: Path) -> CodesMetadata:
+    """Known fields by name; unknown ones are someone else's and are left alone."""
+    fields: dict[str, Any] = {}
+    for name in _FIELDS:
+        if name == "model" and name in raw:
+            fields[name] = str(raw[name])
+        elif name in raw:
+            try:
+                fields[name] = int(str(raw[name]))
+            except ValueError as error:
+                raise CodesError(f"{path}: {name} is {raw[name]!r}, expected a whole number") from error
+    return CodesMetadata(**fields)

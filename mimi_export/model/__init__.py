@@ -1,0 +1,1 @@
+"""Mimi in PyTorch: its weights, step functions, and the streaming graphs made of them."""

@@ -1,0 +1,178 @@
+"""A checkpoint's files from the Hugging Face Hub, through its own client and into its own cache."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import logging as hub_logging
+from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+from mimi_export.errors import CheckpointError
+from mimi_export.model.synthetic import Progress
+
+WEIGHTS = "model.safetensors"
+CONNECT_SECONDS = 10.0
+# The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
+TRANSPORT_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+
+
+def download_checkpoint(
+    model: str, revision: str | None, cache_dir: Path | None, progress: Progress | None
+) -> tuple[Path, str]:
+    """Fetch `config.json` and the safetensors of a Hub model; what the cache has is not fetched again.
+
+    Without a connection the cache alone is used. The client retries for half a minute before it says that there is
+    none, so the Hub is asked once beforehand.
+
+    Returns:
+        The directory that holds them, and the commit that they are from.
+
+    Raises:
+        CheckpointError: with one line for each way in which this fails.
+    """
+    with _quiet_client(), _one_line_errors(model, revision):
+        offline = _offline_reason(model, revision)
+        fetch = partial(
+            _fetch, model=model, cache_dir=cache_dir, local_files_only=offline is not None, progress=progress
+        )
+        try:
+            # By its name, so that the client notes which commit that is and finds it again without a connection.
+            config = fetch("config.json", revision=revision)
+            _fetch_weights(partial(fetch, revision=config.parent.name))
+        except LocalEntryNotFoundError as error:
+            raise _unreachable(model, offline or error.__cause__ or error) from error
+    return config.parent, config.parent.name
+
+
+def _offline_reason(model: str, revision: str | None) -> Exception | None:
+    """Why the Hub cannot be asked, or `None` when it can and knows the model."""
+    try:
+        HfApi().model_info(model, revision=revision, timeout=CONNECT_SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (TRANSPORT_ERROR, OfflineModeIsEnabled) as error:
+        return error
+    return None
+
+
+def _fetch_weights(fetch: Callable[[str], Path]) -> None:
+    """One file of weights, or all that an index lists."""
+    try:
+        fetch(WEIGHTS)
+        return
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        index = fetch(f"{WEIGHTS}.index.json")
+    for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())):
+        fetch(name)
+
+
+def _fetch(
+    name: str,
+    model: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    local_files_only: bool,
+    progress: Progress | None,
+) -> Path:
+    return Path(
+        hf_hub_download(
+            model,
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            tqdm_class=_bar(f"downloading {name}", progress),
+        )
+    )
+
+
+@contextmanager
+def _one_line_errors(model: str, revision: str | None) -> Iterator[None]:
+    """Turn what the client raises into `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except HFValidationError:
+        raise CheckpointError(
+            f"{model!r} is neither a directory nor a model id such as kyutai/mimi; use --model synthetic to try without"
+        ) from None
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{model} is gated on the Hub: accept its terms on its page, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"the Hub has no model {model}, or it is private; check the id, or log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{model} has no revision {revision!r} on the Hub") from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(
+            f"{model} lacks config.json or {WEIGHTS} on the Hub, so it is no checkpoint that transformers can load"
+        ) from error
+    except TRANSPORT_ERROR as error:
+        raise _unreachable(model, error) from error
+    except OSError as error:
+        raise CheckpointError(f"{model} cannot be stored in the download cache: {_first_line(error)}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the list of weight files of {model} cannot be read: {_first_line(error)}") from error
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client's notes about retries off the terminal."""
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def _bar(step: str, progress: Progress | None) -> type[Any]:
+    """A progress bar for the client that reports to `progress` and writes nothing."""
+
+    class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            if progress is not None:
+                progress(step, int(self.n), int(self.total or 0))
+
+    return Bar
+
+
+def _unreachable(model: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"cannot reach the Hugging Face Hub for {model} ({type(error).__name__}: {_first_line(error)}); "
+        "use --model synthetic, or --model DIRECTORY with a downloaded copy"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's text, without addresses of single files."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"\s*(for url:?|\(Request ID).*", "", text)[:160].rstrip(" .:")

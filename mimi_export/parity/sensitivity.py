@@ -1,0 +1,211 @@
+"""What 8 bits cost, one group of weights at a time: decibels gained against MiB and milliseconds.
+
+The graph is converted with every weight in 8 bits, then again and again with one group left in float32, and with one
+group's activations in 16 bits. Each result streams a clip of speech, one frame a call; latents (encoder) or audio
+(decoder) are compared with batch PyTorch. Milliseconds are differences of medians of calls that are made in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from mimi_export.contract.directory import Artifact
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.errors import ArtifactError
+from mimi_export.export.convert import convert_graph
+from mimi_export.export.precision import Int8Options, fewest_elements, kept_float, patterns_for
+from mimi_export.media.signals import speech_like
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.parity.clips import Clip
+from mimi_export.parity.metrics import Comparison
+from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
+from mimi_export.parity.tapped import TappedGraph
+from mimi_export.passes.int8_products import find_products
+from mimi_export.passes.weights import float_weights, matches
+
+TIMED_CALLS = 30
+WARM_CALLS = 3
+FIRST_OF_LAYERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversion: which group was treated how, and what came of it, against all groups in 8 bits."""
+
+    graph: GraphKind
+    group: str
+    form: str
+    snr_db: float
+    gained_db: float
+    more_mib: float
+    more_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def cells(self) -> tuple[str | float, ...]:
+        """For a table."""
+        numbers = (self.snr_db, self.gained_db, self.more_mib, self.more_ms)
+        return (self.graph, self.group, self.form, *(round(number, 2) for number in numbers))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    snr_db: float
+    mib: float
+    graph: TappedGraph
+
+
+def speech_clip(sampling_rate: int, seconds: float) -> Clip:
+    """Generated speech-like sound, where no recording is given."""
+    return Clip("speech_like", samples=speech_like(seconds, 1, sampling_rate))
+
+
+def weight_groups(model: ir.Model, min_elements: int) -> list[str]:
+    """Patterns of the products' weights: the same place in all transformer layers is one group, and so is each
+    residual unit; everything else stands alone.
+    """
+    groups: dict[str, None] = {}
+    for product in find_products(model, ("*",), min_elements=min_elements):
+        name = FIRST_OF_LAYERS.sub("*", product.name)
+        groups[re.sub(r"_b\d\.weight$", "_b*.weight", name)] = None
+    return list(groups)
+
+
+def measure_sensitivity(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    clip: Clip,
+    options: Int8Options,
+    *,
+    seconds: float = 12.0,
+    kinds: Sequence[GraphKind] = GRAPH_KINDS,
+    progress: Progress = logger.info,
+) -> list[Row]:
+    """Measure every group of both graphs.
+
+    Args:
+        artifact: an fp32 variant.
+        checkpoint: the model that it was made from.
+        clip: what to stream.
+        options: the conversion; its `keep` and `fine` hold for every trial.
+        seconds: how much of the clip to use.
+        kinds: which graphs.
+        progress: told of each trial.
+
+    Returns:
+        For each graph: everything in 8 bits first, then the groups, the greatest gain first.
+
+    Raises:
+        ArtifactError: the variant is converted already.
+    """
+    if artifact.manifest.precision != "fp32":
+        raise ArtifactError(f"{artifact.path} is {artifact.manifest.precision} already; measure its fp32 parent")
+    count = artifact.manifest.num_codebooks
+    rows = []
+    with Reference(checkpoint, [count], progress) as reference:
+        truth = reference.clip(clip)
+        for kind in kinds:
+            rows += _Graph(artifact, kind, truth, options, seconds, progress).rows()
+    return rows
+
+
+class _Graph:
+    """The trials of one graph."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        kind: GraphKind,
+        truth: ReferenceClip,
+        options: Int8Options,
+        seconds: float,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.kind, self.options = artifact.spec(kind), kind, options
+        self.count = artifact.manifest.num_codebooks
+        self.truth, self.progress = truth, progress
+        self.frames = max(1, int(seconds * artifact.geometry.frame_rate))
+        self.model = ir.load(artifact.graph_path(kind))
+
+    def rows(self) -> list[Row]:
+        base = self._try("everything in 8 bits", self.options)
+        rows = []
+        keep = patterns_for(self.kind, kept_float(self.options))
+        names = [str(value.name) for value in float_weights(self.model)]
+        for group in weight_groups(self.model, fewest_elements(self.model, self.options)):
+            if all(matches(name, keep) for name in names if matches(name, (group,))):
+                continue
+            pattern = f"{self.kind}:{group}"
+            options = dataclasses.replace(self.options, keep=(*self.options.keep, pattern))
+            rows.append(self._row(base, group, "float32", options))
+            if group not in patterns_for(self.kind, self.options.fine):
+                options = dataclasses.replace(self.options, fine=(*self.options.fine, pattern))
+                rows.append(self._row(base, group, "16-bit activations", options))
+        rows.sort(key=lambda row: -row.gained_db)
+        return [Row(self.kind, "(all)", "8 bits", base.snr_db, 0.0, 0.0, 0.0), *rows]
+
+    def _row(self, base: _Trial, group: str, form: str, options: Int8Options) -> Row:
+        trial = self._try(f"{group} in {form}", options)
+        milliseconds = self._more_ms(base.graph, trial.graph)
+        return Row(self.kind, group, form, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds)
+
+    def _try(self, text: str, options: Int8Options) -> _Trial:
+        self.progress(f"{self.kind}: {text}")
+        model = convert_graph(self.model, self.kind, options).model
+        with tempfile.TemporaryDirectory(prefix="mimi-sensitivity-") as folder:
+            path = Path(folder) / self.spec.file_name
+            ir.save(model, path)
+            mib = path.stat().st_size / 2**20
+            graph = TappedGraph(path, self.spec, ("latents",) if self.kind == "encoder" else ())
+        return _Trial(self._snr_db(graph), mib, graph)
+
+    def _snr_db(self, graph: TappedGraph) -> float:
+        comparison = Comparison()
+        states, done = graph.initial_states(), 0
+        for call in self.truth.calls([self.spec.frames_per_call or 1]):
+            output, states, taps = graph.step(graph_input(call, self.spec), states)
+            if self.kind == "encoder":
+                frames = call.latents.shape[1]
+                latents = taps["latents"][0]
+                latents = latents.T if latents.shape[0] != call.latents.shape[0] else latents
+                comparison.push(call.latents, latents[:, :frames])
+            else:
+                wanted = call.audio[self.count]
+                comparison.push(wanted, output[0, 0, : len(wanted)])
+            done += call.codes.shape[1]
+            if done >= self.frames:
+                break
+        return comparison.snr_db
+
+    def _more_ms(self, first: TappedGraph, second: TappedGraph) -> float:
+        """Median of the differences of calls made in turn, on states that have filled."""
+        call = next(self.truth.calls([self.spec.frames_per_call or 1]))
+        data = graph_input(call, self.spec)
+        filled = graph_input(next(self.truth.calls([self.spec.frames_per_call or 130])), self.spec)
+        states = [graph.step(filled, graph.initial_states())[1] for graph in (first, second)]
+        differences = []
+        for _ in range(WARM_CALLS + TIMED_CALLS):
+            spent = []
+            for graph, state in zip((first, second), states, strict=True):
+                begin = time.perf_counter()
+                graph.step(np.asarray(data), state)
+                spent.append(time.perf_counter() - begin)
+            differences.append(1000 * (spent[1] - spent[0]))
+        return statistics.median(differences[WARM_CALLS:])
