@@ -201,7 +201,7 @@ def _swap_inputs(content: Any) -> None:
 CORRUPTIONS: dict[str, Callable[[Any], object]] = {
     " lacks `layout`": lambda c: c.pop("layout"),
     " has the unknown key `colour`": lambda c: c.update(colour="red"),
-    ": num_codebooks is \"8\", expected a whole number": lambda c: c.update(num_codebooks="8"),
+    ': num_codebooks is "8", expected a whole number': lambda c: c.update(num_codebooks="8"),
     ": num_codebooks is true, expected a whole number": lambda c: c.update(num_codebooks=True),
     ": num_codebooks is 99, but this model has 1 to 32 codebooks": lambda c: c.update(num_codebooks=99),
     ": layout is 'heap', expected one of window, ring": lambda c: c.update(layout="heap"),
@@ -210,17 +210,17 @@ CORRUPTIONS: dict[str, Callable[[Any], object]] = {
     ": source lacks `revision`": lambda c: c["source"].pop("revision"),
     ": source: model is null, expected a text": lambda c: c["source"].update(model=None),
     ": tools.onnx is 1, expected a text": lambda c: c["tools"].update(onnx=1),
-    ": conversion[0] is \"fp16\", expected an object": lambda c: c.update(conversion=["fp16"]),
+    ': conversion[0] is "fp16", expected an object': lambda c: c.update(conversion=["fp16"]),
     ": geometry lacks `sliding_window`": lambda c: c["geometry"].pop("sliding_window"),
     ": geometry: hidden_size is 512.0, expected a whole number": lambda c: c["geometry"].update(hidden_size=512.0),
     ": geometry: upsampling_ratios[1] is 0, expected 1 or more": (
         lambda c: c["geometry"].update(upsampling_ratios=[8, 0, 5, 4])
     ),
     ": geometry: compress is 0, expected 1 or more": lambda c: c["geometry"].update(compress=0),
-    ": graphs.encoder.states is \"a list of 26\", but this geometry gives \"a list of 27\"": (
+    ': graphs.encoder.states is "a list of 26", but this geometry gives "a list of 27"': (
         lambda c: c["graphs"]["encoder"]["states"].pop()
     ),
-    ": graphs.encoder.states[11].name is \"value_0\", but this geometry gives \"key_0\"": _swap_states,
+    ': graphs.encoder.states[11].name is "value_0", but this geometry gives "key_0"': _swap_states,
     ": graphs.decoder.states[0].initial_value is 1, but this geometry gives 0": (
         lambda c: c["graphs"]["decoder"]["states"][0].update(initial_value=1)
     ),

@@ -163,9 +163,8 @@ def run_structural_mutations(
 
     yield "unchanged", *run()
     window = checkpoint.geometry.sliding_window
-    for name, size in (("no sliding window", 10**5), ("window one longer", window + 1), ("one shorter", window - 1)):
-        if size == 10**5 and graph.layout == "ring":
-            size = 2 * case.frames * checkpoint.geometry.tokens_per_frame
+    endless = 2 * case.frames * checkpoint.geometry.tokens_per_frame if graph.layout == "ring" else 10**5
+    for name, size in (("no sliding window", endless), ("window one longer", window + 1), ("one shorter", window - 1)):
         yield name, *run(dataclasses.replace(checkpoint.geometry, sliding_window=size))
     if graph.kind == "encoder":
         layer = network.downsample_layer(checkpoint.geometry)

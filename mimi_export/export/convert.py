@@ -162,7 +162,7 @@ def convert_recipe(recipe: ConvertRecipe, parent: Path, directory: Path) -> Conv
     """What `build` calls: the conversion that a configuration describes, in place of an earlier result."""
     values: dict[str, Any] = dict(recipe.options)
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    kinds: dict[str, type[Fp16Options] | type[Int8Options]] = {"fp16": Fp16Options, "int8": Int8Options}
+    kinds: dict[str, type[Fp16Options | Int8Options]] = {"fp16": Fp16Options, "int8": Int8Options}
     return convert(parent, directory, kinds[recipe.precision](**values), force=True)
 
 

@@ -128,7 +128,7 @@ def read_checkpoint(directory: Path, source: str, revision: str | None) -> Check
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"transformers cannot load {source}: {_one_line(error)}") from error
     model.eval().requires_grad_(False)
-    model.config._name_or_path = source  # upstream keeps the path of the directory, which is nobody's business
+    model.config._name_or_path = source  # noqa: SLF001 - else it keeps the directory's path, which is nobody's business
     _check_tensors(model, shapes, source)
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]

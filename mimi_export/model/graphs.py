@@ -248,7 +248,7 @@ class StreamingDecoder(StreamingGraph):
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
     """The PyTorch module that computes `graph` with the weights of `checkpoint`."""
     upstream = parts(checkpoint.model)
-    kinds: dict[str, type[StreamingEncoder] | type[StreamingDecoder]] = {
+    kinds: dict[str, type[StreamingEncoder | StreamingDecoder]] = {
         "encoder": StreamingEncoder,
         "decoder": StreamingDecoder,
     }
