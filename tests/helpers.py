@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 
 from mimi_export.model import upstream
+from mimi_export.parity.metrics import snr_db
 
 DECODER_SNR = 110.0  # dB; float32 rounding through some 60 layers leaves 115 to 120, the smallest defect under 90
 
@@ -45,13 +46,8 @@ def calls(total: int, pattern: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def snr(reference: Any, got: Any) -> float:
-    """Signal-to-noise ratio in dB; infinite where equal, minus infinite where anything is not finite."""
-    reference, got = np.asarray(reference, np.float64), np.asarray(got, np.float64)
-    assert reference.shape == got.shape, f"{got.shape} is not the shape of the reference, {reference.shape}"
-    if not np.isfinite(got).all():
-        return -np.inf
-    noise = np.square(got - reference).sum()
-    return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
+    """Signal-to-noise ratio in dB of arrays or tensors."""
+    return snr_db(np.asarray(reference), np.asarray(got))
 
 
 def torch_step(module: torch.nn.Module) -> Step:

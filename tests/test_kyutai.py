@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from helpers import snr
 from safetensors.torch import load_file
 from transformers import MimiConfig, MimiModel
 
@@ -54,11 +55,6 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def tiny() -> MimiModel:
     return synthetic_model(synthetic_config("synthetic:tiny"))
-
-
-def snr(reference: torch.Tensor, other: torch.Tensor) -> float:
-    noise = (reference.double() - other.double()).square().sum()
-    return float(10 * torch.log10(reference.double().square().sum() / noise))
 
 
 def geometry_and_state(model: MimiModel) -> tuple[Geometry, dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mimi_export.parity.metrics import Comparison, snr_db
+from mimi_export.parity.metrics import Comparison, Difference, snr_db
 from mimi_export.parity.spectra import MEL_HOP, MEL_SIZE, SpectralDistance, magnitudes, mel_filters, spectrogram
 from mimi_export.parity.ties import (
     DIFFERS,
@@ -45,15 +45,13 @@ def test_snr_of_a_known_error():
 def test_corners(reference, result, snr, cosine, max_abs):
     comparison = Comparison()
     comparison.push(np.array(reference, np.float32), np.array(result, np.float32))
-    assert comparison.snr_db == snr
-    assert comparison.cosine == pytest.approx(cosine)
-    assert comparison.max_abs == max_abs
+    assert comparison.difference == Difference(snr, pytest.approx(cosine), max_abs)
 
 
 def test_nothing_pushed_is_not_a_number():
     comparison = Comparison()
     comparison.push(np.zeros(0), np.zeros(0))
-    assert all(math.isnan(value) for value in (comparison.snr_db, comparison.cosine, comparison.max_abs))
+    assert all(math.isnan(value) for value in vars(comparison.difference).values())
     assert all(math.isnan(value) for value in SpectralDistance(RATE).finish())
 
 
@@ -74,7 +72,7 @@ def test_blocks_change_nothing(cuts):
         for meter in parts:
             meter.push(a, b)
     assert parts[0].snr_db == pytest.approx(whole[0].snr_db, abs=1e-9)
-    assert parts[0].cosine == pytest.approx(whole[0].cosine, abs=1e-12)
+    assert parts[0].difference.cosine == pytest.approx(whole[0].difference.cosine, abs=1e-12)
     assert parts[1].finish() == pytest.approx(whole[1].finish(), rel=1e-12)
 
 

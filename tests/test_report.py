@@ -14,15 +14,14 @@ import pytest
 
 from mimi_export.errors import ArtifactError
 from mimi_export.media.signals import speech_like
-from mimi_export.parity.checks import DEFAULT_BUDGETS, Check, judge, number
+from mimi_export.parity.checks import DEFAULT_BUDGETS, judge
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.explain import Explanation
 from mimi_export.parity.measure import measure
 from mimi_export.parity.reports import FILES, charts, junit, write_reports
 from mimi_export.parity.reports import html as report_html
 from mimi_export.parity.reports import json as report_json
 from mimi_export.parity.reports import markdown as report_md
-from mimi_export.parity.results import NotMeasured, ParityRun
+from mimi_export.parity.results import Check, Explanation, NotMeasured, ParityRun, number
 
 EVIL = '<script>alert("x")</script> & | more'
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from helpers import snr
 from safetensors.torch import load_file
 from transformers import MimiConfig, MimiModel
 
@@ -18,10 +19,6 @@ from mimi_export.model.checkpoint import load_checkpoint
 from mimi_export.model.synthetic import synthetic_config, synthetic_directory, synthetic_model
 
 FRAMES = 60  # 4.8 s, seven and a half attention windows of the tiny model
-
-
-def snr(reference: torch.Tensor, got: torch.Tensor) -> float:
-    return 10 * float(torch.log10(reference.double().square().sum() / (got.double() - reference).square().sum()))
 
 
 @pytest.fixture(scope="module")

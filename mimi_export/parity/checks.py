@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.recipes import Budget, Variant
 from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.results import ClipResult, VariantReport
+from mimi_export.parity.results import Check, ClipResult, VariantReport, number
 from mimi_export.parity.ties import Agreement
 
 EXACT = "fp32"
@@ -37,52 +36,6 @@ DEFAULT_BUDGETS: dict[str, tuple[Budget, ...]] = {
     ),
 }
 
-METRIC_WORDS = {
-    "code_agreement_percent": ("equal codes, ties apart", "%"),
-    "code_tie_percent": ("ties", "%"),
-    "latent_snr_db": ("latents SNR", "dB"),
-    "decoder_snr_db": ("decoder SNR", "dB"),
-    "end_to_end_snr_db": ("end-to-end SNR", "dB"),
-    "state_snr_db": ("states SNR", "dB"),
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One budget and what was found; `where` is the clip or state that decided."""
-
-    metric: str
-    got: float
-    wanted: str
-    passed: bool
-    where: str
-    reason: str
-
-    @property
-    def got_text(self) -> str:
-        """`got` in words, with as many digits as it takes to differ from a whole number."""
-        for digits in range(2, 6):
-            text = number(self.got, digits)
-            if not math.isfinite(self.got) or float(text) == self.got or float(text) != round(self.got):
-                break
-        return text
-
-    @property
-    def line(self) -> str:
-        """Which, got and wanted, on one line."""
-        words, unit = METRIC_WORDS[self.metric]
-        verdict = "ok" if self.passed else "MISSED"
-        return f"{verdict}: {words} {self.got_text} {unit}, wanted {self.wanted} {unit} ({self.where})"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A measured number for people: `exact` for an infinite SNR, `—` for what was not measured."""
-    if value is None or math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "exact" if value > 0 else "-∞"
-    return f"{value:.{digits}f}"
-
 
 def budgets_for(manifest: Manifest, variants: Mapping[str, Variant]) -> tuple[Budget, ...]:
     """The budgets of the configuration of the same name, else those of the precision; none for unknown ones."""
@@ -95,7 +48,7 @@ def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
     """Every budget as a check; an exact variant's states, too."""
     exact = report.manifest.precision == EXACT
     clips = [clip for clip in report.clips if exact or not clip.stress] or report.clips
-    checks = [_check(budget, report, clips) for budget in budgets]
+    checks = [_check(budget, clips) for budget in budgets]
     if exact:
         checks.append(_state_check(report))
     return checks
@@ -121,12 +74,12 @@ def computation_order(manifest: Manifest, kind: str) -> list[str]:
     return [*convs[:middle], *others, *convs[middle:]]
 
 
-def _check(budget: Budget, report: VariantReport, clips: Sequence[ClipResult]) -> Check:
-    got, where = _value(budget.metric, report, clips)
+def _check(budget: Budget, clips: Sequence[ClipResult]) -> Check:
+    got, where = _value(budget.metric, clips)
     return Check(budget.metric, got, budget.wanted, budget.holds(got), where, budget.reason)
 
 
-def _value(metric: str, report: VariantReport, clips: Sequence[ClipResult]) -> tuple[float, str]:
+def _value(metric: str, clips: Sequence[ClipResult]) -> tuple[float, str]:
     if metric in ("code_agreement_percent", "code_tie_percent"):
         total = Agreement()
         for clip in clips:
@@ -137,9 +90,6 @@ def _value(metric: str, report: VariantReport, clips: Sequence[ClipResult]) -> t
         # one tie in a short clip is more than 0.1 % and proves nothing
         percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
         return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
-    if metric == "state_snr_db":
-        check = _state_check(report)
-        return check.got, check.where
     getters: dict[str, Callable[[ClipResult], list[float]]] = {
         "latent_snr_db": lambda clip: [clip.latents.snr_db] if clip.latents else [],
         "decoder_snr_db": lambda clip: [clip.decoder.snr_db, *(call.snr_db for call in clip.decoder_calls.values())],

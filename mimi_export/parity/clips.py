@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mimi_export.errors import AudioError
 from mimi_export.media.audio import AudioReader
 from mimi_export.media.signals import SIGNALS
-
-Audio = npt.NDArray[np.float32]
+from mimi_export.parity.metrics import Audio
 
 SPEECH_SECONDS = 24.0  # more than twice the attention window, so that entries have left it
 STRESS_SECONDS = 2.0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ import torch
 
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.network import conv_layers
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, conv_state_name
+from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, conv_state_name
 from mimi_export.model.graphs import StreamingGraph, initial_states, streaming_graph
 from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
+from mimi_export.parity.results import Explanation
 from mimi_export.parity.tapped import States, TappedGraph
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
@@ -36,29 +36,6 @@ CALL_FRAMES = (3, 1)  # frames a call of the first and the second walk over the 
 EXTRA_FRAMES = 12  # frames looked at after the first token has left the attention window
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The first place where a graph parts from the step functions.
-
-    `place` is a stage (a tap's name), a state or the data output; `agreement` holds all places of that call in the
-    order of computation, in dB.
-    """
-
-    kind: GraphKind
-    place: str
-    call: int
-    frame: int
-    snr_db: float
-    cause: str
-    agreement: tuple[tuple[str, float], ...]
-
-    @property
-    def line(self) -> str:
-        """One line for people."""
-        value = "nothing in common" if self.snr_db < 0 else f"{self.snr_db:.1f} dB"
-        return f"{self.kind}: parts at {self.place} in call {self.call} (frame {self.frame}), {value}; {self.cause}"
 
 
 def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> list[Explanation]:

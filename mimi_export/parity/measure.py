@@ -22,20 +22,18 @@ from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.parity.clips import Audio, Clip, clips_from_arrays
-from mimi_export.parity.metrics import Comparison, snr_db
+from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies, snr_db
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import (
     DRIFT_SECONDS,
     ClipResult,
-    Difference,
     Drift,
     Excerpt,
     Timeline,
     Timing,
     VariantReport,
 )
-from mimi_export.parity.running import AudioComparison, Collect, Energies, difference_of
 from mimi_export.parity.tapped import TappedGraph
 from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream
@@ -144,7 +142,7 @@ class _Measurement:
             comparison.push(call.latents, latents)
             energies.push(call.latents.T, latents.T)
         result.timeline.energies["latents"] = energies.arrays()
-        return difference_of(comparison)
+        return comparison.difference
 
 
 class _Run:
@@ -161,7 +159,7 @@ class _Run:
         m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
         agreement, verdicts = Agreement(), []
         decoded, end_to_end = AudioComparison(rate, self._frame_size), AudioComparison(rate, self._frame_size)
-        excerpt = Collect(round(EXCERPT_SECONDS * rate))
+        excerpt = _Beginning(round(EXCERPT_SECONDS * rate))
         for call, codes, audio, heard in self._stream(pattern, end_to_end=True):
             verdict = m.judge(call, codes)
             agreement.push(verdict)
@@ -178,11 +176,11 @@ class _Run:
             num_samples=truth.num_samples,
             num_frames=truth.num_frames,
             codes={way: agreement},
-            decoder_calls={way: difference_of(decoded.comparison)},
+            decoder_calls={way: decoded.whole.difference},
             latents=None,
             decoder=decoded.finish(),
             end_to_end=end_to_end.finish(),
-            first_seconds={"decoder": difference_of(decoded.first), "end_to_end": difference_of(end_to_end.first)},
+            first_seconds={"decoder": decoded.first.difference, "end_to_end": end_to_end.first.difference},
             timeline=timeline,
             excerpt=Excerpt(*excerpt.arrays()),
         )
@@ -194,7 +192,7 @@ class _Run:
             agreement.push(self._m.judge(call, codes))
             comparison.push(call.audio[self._m.num_codebooks], audio)
         result.codes[way] = agreement
-        result.decoder_calls[way] = difference_of(comparison)
+        result.decoder_calls[way] = comparison.difference
 
     def timing(self) -> dict[GraphKind, Timing]:
         """Milliseconds a frame of the calls in `whole`, without the first ten calls where there are more."""
@@ -238,6 +236,24 @@ class _Run:
             yield call, codes[0], audio[: frames * frame_size], heard[: frames * frame_size]
         if end_to_end:
             self.states = {"encoder": encoder.snapshot().states, "decoder": decoder.snapshot().states}
+
+
+class _Beginning:
+    """The first samples of several streams."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._parts: list[tuple[Audio, ...]] = []
+
+    def push(self, *streams: Audio) -> None:
+        """Add as many samples to each stream."""
+        if self._left:
+            self._parts.append(tuple(stream[: self._left].copy() for stream in streams))
+            self._left -= len(self._parts[-1][0])
+
+    def arrays(self) -> list[Audio]:
+        """The streams."""
+        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
 
 
 def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:

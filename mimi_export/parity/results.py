@@ -5,42 +5,90 @@ Decibels are floats that may be infinite (see `metrics`); `None` stands for what
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mimi_export.contract.decibels import decibels
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.spec import GraphKind
-from mimi_export.parity.metrics import decibels
+from mimi_export.parity.metrics import Audio, AudioDifference, Difference
 from mimi_export.parity.ties import Agreement
 
-if TYPE_CHECKING:
-    from mimi_export.parity.checks import Check
-    from mimi_export.parity.explain import Explanation
-
 Array = npt.NDArray[Any]
-Audio = npt.NDArray[np.float32]
 
 DRIFT_SECONDS = 10.0
+METRIC_WORDS = {
+    "code_agreement_percent": ("equal codes, ties apart", "%"),
+    "code_tie_percent": ("ties", "%"),
+    "latent_snr_db": ("latents SNR", "dB"),
+    "decoder_snr_db": ("decoder SNR", "dB"),
+    "end_to_end_snr_db": ("end-to-end SNR", "dB"),
+    "state_snr_db": ("states SNR", "dB"),
+}
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A measured number for people: `exact` for an infinite SNR, `—` for what was not measured."""
+    if value is None or math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "exact" if value > 0 else "-∞"
+    return f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far a result is from its reference."""
+class Check:
+    """One budget and what was found; `where` is the clip or state that decided."""
 
+    metric: str
+    got: float
+    wanted: str
+    passed: bool
+    where: str
+    reason: str
+
+    @property
+    def got_text(self) -> str:
+        """`got` in words, with as many digits as it takes to differ from a whole number."""
+        for digits in range(2, 6):
+            text = number(self.got, digits)
+            if not math.isfinite(self.got) or float(text) == self.got or float(text) != round(self.got):
+                break
+        return text
+
+    @property
+    def line(self) -> str:
+        """Which, got and wanted, on one line."""
+        words, unit = METRIC_WORDS[self.metric]
+        verdict = "ok" if self.passed else "MISSED"
+        return f"{verdict}: {words} {self.got_text} {unit}, wanted {self.wanted} {unit} ({self.where})"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The first place where a graph parts from the step functions.
+
+    `place` is a stage (a tap's name), a state or the data output; `agreement` holds all places of that call in the
+    order of computation, in dB.
+    """
+
+    kind: GraphKind
+    place: str
+    call: int
+    frame: int
     snr_db: float
-    cosine: float
-    max_abs: float
+    cause: str
+    agreement: tuple[tuple[str, float], ...]
 
-
-@dataclass(frozen=True)
-class AudioDifference(Difference):
-    """The same for audio, with distances of short-time spectra (`spectra.SpectralDistance`)."""
-
-    log_mel_db: float
-    multi_scale: float
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        value = "nothing in common" if self.snr_db < 0 else f"{self.snr_db:.1f} dB"
+        return f"{self.kind}: parts at {self.place} in call {self.call} (frame {self.frame}), {value}; {self.cause}"
 
 
 @dataclass

@@ -25,7 +25,7 @@ from mimi_export.errors import ParityError
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.metrics import Comparison
+from mimi_export.parity.metrics import Comparison, Difference
 from mimi_export.parity.reference import Reference
 from mimi_export.parity.reports.json import FORMAT_VERSION, level
 from mimi_export.parity.ties import Agreement, judge_codes
@@ -107,8 +107,8 @@ def _measure(
                 "frames": truth.num_frames,
                 "codes": {"all": _agreement(agreement)},
                 "latents": None,
-                "decoder": _difference(decoded),
-                "end_to_end": _difference(heard),
+                "decoder": _difference(decoded.difference),
+                "end_to_end": _difference(heard.difference),
                 "decoder_calls": {},
                 "drift": {},
             }
@@ -179,7 +179,7 @@ def _agreement(agreement: Agreement) -> Json:
     }
 
 
-def _difference(comparison: Comparison) -> Json:
+def _difference(comparison: Difference) -> Json:
     return {
         "snr_db": level(comparison.snr_db),
         "cosine": comparison.cosine,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mimi_export.contract.decibels import decibels
 from mimi_export.passes.weights import float_weights, matches, read_array
 
 
@@ -92,10 +93,7 @@ def find_products(
 def snr_db(wanted: NDArray[np.float32], got: NDArray[np.float32]) -> float:
     """Signal-to-noise ratio in decibels; infinite where nothing changed."""
     noise = float(np.square(wanted - got, dtype=np.float64).sum())
-    signal = float(np.square(wanted, dtype=np.float64).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal else float("-inf")
+    return decibels(float(np.square(wanted, dtype=np.float64).sum()), noise)
 
 
 def _product(node: ir.Node, weight: ir.Value) -> Product | None:

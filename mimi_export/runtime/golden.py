@@ -14,7 +14,6 @@ wrong result. The files' hashes say that the graphs are the same; this says that
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from mimi_export.contract.decibels import decibels
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.spec import PAST, PRESENT, GraphKind, GraphSpec
@@ -168,8 +168,5 @@ def _present_shape(spec: GraphSpec, name: str, before: tuple[int, ...]) -> list[
 
 
 def _snr_db(reference: Array, result: Array) -> float:
-    error = float(np.square(result.astype(np.float64) - reference).sum())
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    if not math.isfinite(error) or (signal == 0 and error > 0):
-        return -math.inf
-    return math.inf if error == 0 else 10 * math.log10(signal / error)
+    wanted = reference.astype(np.float64)
+    return decibels(float(np.square(wanted).sum()), float(np.square(result - wanted).sum()))

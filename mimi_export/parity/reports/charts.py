@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mimi_export.parity.results import Audio
+from mimi_export.parity.metrics import Audio
 from mimi_export.parity.ties import DIFFERS, EQUAL, FOLLOWS, TIE
 
 Array = npt.NDArray[Any]

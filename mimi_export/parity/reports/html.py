@@ -12,13 +12,14 @@ from importlib import resources
 import numpy as np
 
 from mimi_export import __version__
+from mimi_export.contract.decibels import decibels
 from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.checks import METRIC_WORDS, STATE_DB, computation_order, number
-from mimi_export.parity.metrics import decibels
+from mimi_export.parity.checks import STATE_DB, computation_order
+from mimi_export.parity.metrics import Audio
 from mimi_export.parity.reports import charts
 from mimi_export.parity.reports import html_parts as h
 from mimi_export.parity.reports import markdown as report_md
-from mimi_export.parity.results import Audio, ClipResult, ParityRun, VariantReport
+from mimi_export.parity.results import METRIC_WORDS, ClipResult, ParityRun, VariantReport, number
 from mimi_export.parity.spectra import spectrogram
 
 TOP_DB = 140.0  # of the error plots; what is exact is drawn there

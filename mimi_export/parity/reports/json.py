@@ -36,8 +36,8 @@ from typing import Any
 
 from mimi_export import __version__
 from mimi_export.errors import ArtifactError
-from mimi_export.parity.results import AudioDifference, ClipResult, Difference, ParityRun, VariantReport
-from mimi_export.parity.running import PUBLISHED_SECONDS
+from mimi_export.parity.metrics import PUBLISHED_SECONDS, AudioDifference, Difference
+from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
 from mimi_export.parity.ties import Agreement
 
 FORMAT_VERSION = 1

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.checks import number
+from mimi_export.parity.metrics import Difference
 from mimi_export.parity.reports.json import CARD_BATCH_DB, CARD_STREAMING
-from mimi_export.parity.results import Difference, Drift, ParityRun, VariantReport
+from mimi_export.parity.results import Drift, ParityRun, VariantReport, number
 
 MIB = 1 << 20
 
