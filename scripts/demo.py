@@ -57,8 +57,8 @@ def demo(variant: Path, recording: Path, output: Path) -> None:
     rows = [
         ("variant", f"{codec.artifact.manifest.name}, made from {codec.artifact.manifest.source.model}"),
         ("recording", f"{recording}, {encoder.num_samples / geometry.sampling_rate:.2f} s"),
-        ("codes", f"{decoder.num_frames} frames of {spec.num_codebooks}: {output / 'codes.safetensors'}"),
-        ("bitrate", f"{geometry.bitrate(spec.num_codebooks) / 1000:g} kbit/s"),
+        ("codes", f"{decoder.num_frames} frames of {spec.shape.num_codebooks}: {output / 'codes.safetensors'}"),
+        ("bitrate", f"{geometry.bitrate(spec.shape.num_codebooks) / 1000:g} kbit/s"),
         ("decoded", output / "decoded.wav"),
         ("one frame", f"{frame_ms:.0f} ms of sound; encoded in {median(encode_ms):.1f} ms, decoded in "
                       f"{median(decode_ms):.1f} ms (medians, one thread)"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,18 +65,17 @@ def shared_folder(tmp_path_factory) -> Path:
 
 
 def _factory(checkpoint, root: Path) -> VariantFactory:
+    from mimi_export.contract.spec import Shape
     from mimi_export.export.variant import export_variant
 
     root.mkdir(exist_ok=True)
 
-    def make(
-        num_codebooks: int = 8, layout: str = "window", frames_per_call: int | None = None, batch: int | None = None
-    ) -> Path:
-        path = root / f"{layout}-{num_codebooks}cb-{frames_per_call or 'any'}{f'-batch{batch}' if batch else ''}"
+    def make(num_codebooks: int = 8, *more: Any, **named: Any) -> Path:
+        shape = Shape(num_codebooks, *more, **named)
+        path = root / "-".join(map(str, dataclasses.astuple(shape)))
         with FileLock(f"{path}.lock"):  # another worker may be making it
             if not path.exists():
-                sizes = {"layout": layout, "frames_per_call": frames_per_call, "batch": batch}
-                export_variant(checkpoint, path, num_codebooks, **sizes)
+                export_variant(checkpoint, path, shape)
         return path
 
     return make
@@ -82,7 +83,7 @@ def _factory(checkpoint, root: Path) -> VariantFactory:
 
 @pytest.fixture(scope="session")
 def tiny_variant(tiny_checkpoint, shared_folder) -> VariantFactory:
-    """`tiny_variant(num_codebooks=8, layout="window", frames_per_call=None, batch=None)`; never write into it."""
+    """`tiny_variant(8, "ring", 2, rows=3)` is the directory of that `Shape`; never write into it."""
     return _factory(tiny_checkpoint, shared_folder / "tiny")
 
 

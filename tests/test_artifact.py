@@ -21,7 +21,7 @@ from mimi_export.contract.directory import (
     write_manifest,
 )
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
+from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "contract" / "state_spec_8cb.txt"
@@ -36,9 +36,9 @@ GEOMETRY = Geometry(
 
 
 def a_manifest(layout: str = "window", frames_per_call: int | None = None, num_codebooks: int = 8) -> Manifest:
-    return Manifest.for_graphs(
-        GEOMETRY, num_codebooks, layout, frames_per_call, Source("kyutai/mimi", "abc123"),
-        {"torch": "2.13.0", "onnx": "1.23.2"}, name="streaming-8cb",
+    return Manifest(
+        "streaming-8cb", GEOMETRY, Shape(num_codebooks, layout, frames_per_call), Source("kyutai/mimi", "abc123"),
+        tools={"torch": "2.13.0", "onnx": "1.23.2"},
         conversion=[{"pass": "fp16", "parents": {"encoder_model.onnx": "00"}}],
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_round_trip(tmp_path, layout, frames, num_codebooks):
     assert artifact.encoder_path == tmp_path / "variant" / "encoder_model.onnx"
     assert artifact.decoder_path == tmp_path / "variant" / "decoder_model.onnx"
     for kind in GRAPH_KINDS:
-        assert artifact.spec(kind) == graph_spec(GEOMETRY, kind, num_codebooks, layout, frames)
+        assert artifact.spec(kind) == graph_spec(GEOMETRY, kind, Shape(num_codebooks, layout, frames))
 
 
 def test_files_are_listed_with_size_and_hash(tmp_path):

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, EncodecFeatureExtractor, MimiConf
 
 from mimi_export.cli import main
 from mimi_export.contract.batch_files import BATCH_REPORT, load_batch
-from mimi_export.contract.spec import graph_spec
+from mimi_export.contract.spec import Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError, OutputError, ParityError
 from mimi_export.export.whole_clip import export_batch
 from mimi_export.media.signals import speech_like
@@ -174,7 +174,7 @@ def test_refusals(tiny_checkpoint, tiny_batch, tmp_path):
         load_batch(tmp_path)
     geometry = tiny_checkpoint.geometry
     with pytest.raises(ConfigError, match="window layout"):
-        EncloseStates(graph_spec(geometry, "encoder", 8, "ring", 1))
+        EncloseStates(graph_spec(geometry, "encoder", Shape(8, "ring", 1)))
     with pytest.raises(ir.passes.PreconditionError, match="opset 17"):
         PadToFrames(FRAME)(ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 17}), ir_version=9))
 

@@ -13,12 +13,13 @@ import torch
 
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
+from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError, OutputError, ParityError
 from mimi_export.export import build as build_module
 from mimi_export.export.build import Built, build
 
-FIRST = Variant("first", ExportRecipe(8, "model-a"))
-SECOND = Variant("second", ExportRecipe(8, "model-b"))
+FIRST = Variant("first", ExportRecipe(Shape(8), "model-a"))
+SECOND = Variant("second", ExportRecipe(Shape(8), "model-b"))
 HALF = Variant("half", ConvertRecipe("first", "fp16"))
 VARIANTS = {variant.name: variant for variant in (HALF, FIRST, SECOND)}
 

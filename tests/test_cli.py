@@ -227,7 +227,7 @@ def test_export(cli, tmp_path, monkeypatch):
     assert set(result["files"]) == {"encoder_model.onnx", "decoder_model.onnx", "state_spec.txt", "golden.safetensors"}
     assert "tracing the encoder" in err
     manifest = load_artifact("artifacts/small", verify_hashes=True).manifest
-    assert (manifest.name, manifest.num_codebooks) == ("small", 4)
+    assert (manifest.name, manifest.shape.num_codebooks) == ("small", 4)
     assert cli("export", "--model", "synthetic:tiny", "--name", "small")[0] == 8
 
 

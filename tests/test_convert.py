@@ -98,7 +98,7 @@ def test_near_the_reference(converted, truth, case):
 @pytest.mark.parametrize("case", ["portable", "single"])
 def test_ring(tiny_variant, converted, truth, case):
     path = converted(case, tiny_variant(layout="ring", frames_per_call=1))
-    assert load_artifact(path).manifest.layout == "ring"
+    assert load_artifact(path).manifest.shape.layout == "ring"
     got = run_decoder(path, truth[1])
     assert CASES[case][1] < snr(truth[2], got) < 90
 

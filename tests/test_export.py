@@ -17,7 +17,7 @@ from helpers import DECODER_SNR, onnx_step, session, snr, stream, torch_step, ze
 from onnx import numpy_helper
 
 from mimi_export.contract.directory import load_artifact, verify_files
-from mimi_export.contract.spec import GRAPH_KINDS, graph_spec, state_spec_text
+from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec, state_spec_text
 from mimi_export.errors import ConfigError, OutputError
 from mimi_export.export import variant as export
 from mimi_export.export.variant import OPSET, export_variant, onnx_program, tool_versions
@@ -53,7 +53,7 @@ def test_directory_holds_what_its_manifest_says(variant, tiny_checkpoint):
     assert artifact.geometry == tiny_checkpoint.geometry
     assert artifact.manifest.source.model == "synthetic:tiny"
     assert artifact.manifest.tools == tool_versions()
-    text = state_spec_text(tiny_checkpoint.geometry, artifact.manifest.num_codebooks)
+    text = state_spec_text(tiny_checkpoint.geometry, artifact.manifest.shape.num_codebooks)
     assert (variant / "state_spec.txt").read_bytes() == text.encode()
 
 
@@ -150,7 +150,7 @@ def test_every_free_dimension_is_free(tiny_variant, tiny_checkpoint, batch, fram
     audio = np.stack([speech_like(18 * 1920 / 24000, seed) for seed in range(batch)])[:, None]
     outputs = {}
     for kind in GRAPH_KINDS:
-        spec = graph_spec(geometry, kind, 16)
+        spec = graph_spec(geometry, kind, Shape(16))
         step = onnx_step(session(directory / f"{kind}_model.onnx"))
         module = torch_step(streaming_graph(tiny_checkpoint, spec))
         data, unit = (audio, 1920) if kind == "encoder" else (outputs["encoder"], 1)
@@ -170,7 +170,7 @@ def test_every_free_dimension_is_free(tiny_variant, tiny_checkpoint, batch, fram
 def test_ring_graph_has_a_free_batch(tiny_variant, tiny_checkpoint):
     directory = tiny_variant(16, "ring", 2)
     audio = np.stack([speech_like(12 * 1920 / 24000, seed) for seed in range(3)])[:, None]
-    spec = graph_spec(tiny_checkpoint.geometry, "encoder", 16, "ring", 2)
+    spec = graph_spec(tiny_checkpoint.geometry, "encoder", Shape(16, "ring", 2))
     codes, states = stream(onnx_step(session(directory / "encoder_model.onnx")), zeros(spec, 3), audio, 1920, [2])
     assert np.array_equal(codes, upstream.encode(tiny_checkpoint.model, torch.from_numpy(audio), 16).numpy())
     assert states["position"].tolist() == [[24]] * 3
@@ -180,7 +180,7 @@ def test_ring_graph_has_a_free_batch(tiny_variant, tiny_checkpoint):
 def test_bare_graph_refuses_a_part_of_a_frame(tiny_variant, tiny_checkpoint, samples):
     """A chunk that is no whole number of frames is an error of onnxruntime, never a silently wrong code."""
     step = onnx_step(session(tiny_variant(8) / "encoder_model.onnx"))
-    spec = graph_spec(tiny_checkpoint.geometry, "encoder", 8)
+    spec = graph_spec(tiny_checkpoint.geometry, "encoder", Shape(8))
     with pytest.raises(Exception, match=r"(?i)reshape|shape|dimension|size"):
         step(np.zeros((1, 1, samples), np.float32), zeros(spec, 1))
 
@@ -212,7 +212,7 @@ STOPS = ["trace encoder", "check encoder", "trace decoder", "check decoder", "ma
 def test_interrupted_export_leaves_nothing(tiny_checkpoint, tiny_variant, tmp_path, monkeypatch, fail_at):
     fake_export(monkeypatch, tiny_variant, fail_at, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        export_variant(tiny_checkpoint, tmp_path / "new" / "variant", 8)
+        export_variant(tiny_checkpoint, tmp_path / "new" / "variant", Shape(8))
     assert [path for path in tmp_path.rglob("*") if path.name != "new"] == []
 
 
@@ -220,10 +220,10 @@ def test_interrupted_export_leaves_nothing(tiny_checkpoint, tiny_variant, tmp_pa
 def test_interrupted_replacement_keeps_what_was_there(tiny_checkpoint, tiny_variant, tmp_path, monkeypatch, fail_at):
     with monkeypatch.context() as patch:
         fake_export(patch, tiny_variant, "never", KeyboardInterrupt())
-        export_variant(tiny_checkpoint, tmp_path / "variant", 8, name="first")
+        export_variant(tiny_checkpoint, tmp_path / "variant", Shape(8), name="first")
     fake_export(monkeypatch, tiny_variant, fail_at, RuntimeError("out of memory"))
     with pytest.raises(RuntimeError, match="out of memory"):
-        export_variant(tiny_checkpoint, tmp_path / "variant", 8, name="second", force=True)
+        export_variant(tiny_checkpoint, tmp_path / "variant", Shape(8), name="second", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["variant"]
     artifact = load_artifact(tmp_path / "variant", verify_hashes=True)
     assert artifact.manifest.name == "first"
@@ -232,32 +232,32 @@ def test_interrupted_replacement_keeps_what_was_there(tiny_checkpoint, tiny_vari
 def test_replaces_only_when_asked_and_only_its_own(tiny_checkpoint, tiny_variant, tmp_path, monkeypatch):
     fake_export(monkeypatch, tiny_variant, "never", KeyboardInterrupt())
     target = tmp_path / "variant"
-    manifest = export_variant(tiny_checkpoint, target, 8)
+    manifest = export_variant(tiny_checkpoint, target, Shape(8))
     assert manifest.name == "variant"
     with pytest.raises(OutputError, match="exists already"):
-        export_variant(tiny_checkpoint, target, 8, name="second")
+        export_variant(tiny_checkpoint, target, Shape(8), name="second")
     assert load_artifact(target).manifest.name == "variant"
-    export_variant(tiny_checkpoint, target, 8, name="third", force=True)
+    export_variant(tiny_checkpoint, target, Shape(8), name="third", force=True)
     assert load_artifact(target).manifest.name == "third"
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"meow")
     with pytest.raises(OutputError, match="was not made by mimi-export"):
-        export_variant(tiny_checkpoint, foreign, 8, force=True)
+        export_variant(tiny_checkpoint, foreign, Shape(8), force=True)
     assert (foreign / "cat.jpg").read_bytes() == b"meow"
 
 
 @pytest.mark.parametrize(("num_codebooks", "layout"), [(0, "window"), (17, "window"), (8, "ring")])
 def test_what_cannot_be_exported_is_refused_before_any_work(tiny_checkpoint, tmp_path, num_codebooks, layout):
     with pytest.raises(ConfigError):
-        export_variant(tiny_checkpoint, tmp_path / "variant", num_codebooks, layout=layout)
+        export_variant(tiny_checkpoint, tmp_path / "variant", Shape(num_codebooks, layout))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_names_each_step(tiny_checkpoint, tiny_variant, tmp_path, monkeypatch, capfd):
     fake_export(monkeypatch, tiny_variant, "never", KeyboardInterrupt())
     steps: list[str] = []
-    export_variant(tiny_checkpoint, tmp_path / "variant", 8, progress=steps.append)
+    export_variant(tiny_checkpoint, tmp_path / "variant", Shape(8), progress=steps.append)
     graphs = [step.split()[-1] for step in steps if "coder" in step]
     assert graphs == ["encoder", "encoder_model.onnx", "decoder", "decoder_model.onnx"]
     assert capfd.readouterr() == ("", "")
@@ -267,7 +267,7 @@ def test_progress_names_each_step(tiny_checkpoint, tiny_variant, tmp_path, monke
 def test_exporter_is_quiet_and_repeats_itself(tiny_checkpoint, tiny_variant, tmp_path, capfd):
     """A second export gives the same bytes, and writes nothing to the terminal."""
     path = tiny_variant(8)
-    export_variant(tiny_checkpoint, tmp_path / path.name, 8)
+    export_variant(tiny_checkpoint, tmp_path / path.name, Shape(8))
     assert capfd.readouterr() == ("", "")
     for file in path.iterdir():
         assert file.read_bytes() == (tmp_path / path.name / file.name).read_bytes(), file.name
@@ -276,7 +276,7 @@ def test_exporter_is_quiet_and_repeats_itself(tiny_checkpoint, tiny_variant, tmp
 @pytest.mark.slow
 def test_an_opset_that_the_exporter_cannot_write_is_refused(tiny_checkpoint):
     """torch answers a request for 26 with another opset; nobody may take such a graph for what it asked for."""
-    module = streaming_graph(tiny_checkpoint, graph_spec(tiny_checkpoint.geometry, "decoder", 8))
+    module = streaming_graph(tiny_checkpoint, graph_spec(tiny_checkpoint.geometry, "decoder", Shape(8)))
     with pytest.raises(ConfigError, match="asked for opset 26, the exporter wrote"):
         onnx_program(module, 26)
 

@@ -52,7 +52,7 @@ def reference(checkpoint, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def test_every_row_is_exact(variant, tiny_checkpoint):
     codec = load(variant, verify_hashes=True)
-    rows = codec.artifact.manifest.batch
+    rows = codec.artifact.manifest.shape.rows
     clips, codes, audio = reference(tiny_checkpoint, rows)
     encoder, decoder = codec.encoder.stream(rows), codec.decoder.stream(rows)
     pieces = np.array_split(clips, 13, axis=1)
@@ -65,14 +65,14 @@ def test_every_row_is_exact(variant, tiny_checkpoint):
 @pytest.mark.parametrize("kind", GRAPH_KINDS)
 def test_the_file_itself_has_the_batch(variant, kind):
     artifact = load_artifact(variant)
-    path, rows = artifact.graph_path(kind), artifact.manifest.batch
+    path, rows = artifact.graph_path(kind), artifact.manifest.shape.rows
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path).graph
     for value in (*graph.input, *graph.output):
         first = value.type.tensor_type.shape.dim[0]
         assert (first.dim_value, first.dim_param) == (rows, ""), value.name
     spec = artifact.spec(kind)
-    free = graph_spec(artifact.geometry, kind, 8, spec.layout, spec.frames_per_call)
+    free = graph_spec(artifact.geometry, kind, dataclasses.replace(spec.shape, rows=None))
     data = np.zeros([{"samples": 1920, "frames": 1, "codebooks": 8}.get(dim, dim) for dim in spec.data_input.shape])
     for batch in {1, rows, rows + 1}:
         call = np.repeat(data[:1], batch, axis=0).astype(spec.data_input.dtype)
@@ -116,8 +116,8 @@ def test_manifest(ring):
     """Only a fixed batch is written, so manifests of free ones are what they always were."""
     path = ring / "manifest.json"
     manifest = load_artifact(ring).manifest
-    assert manifest.batch == json.loads(path.read_text())["batch"] == BATCH
-    free = dataclasses.replace(manifest, batch=None)
+    assert manifest.shape.rows == json.loads(path.read_text())["batch"] == BATCH
+    free = dataclasses.replace(manifest, shape=dataclasses.replace(manifest.shape, rows=None))
     assert "batch" not in free.to_dict()
     assert parse_manifest(free.to_dict(), path) == free
 
@@ -142,7 +142,7 @@ def test_golden_clip_and_parity(ring, tiny_variant, tiny_checkpoint):
 def test_conversion_keeps_the_batch(ring, tmp_path):
     convert(ring, tmp_path / "int8", Int8Options())
     artifact = load_artifact(tmp_path / "int8")
-    assert artifact.manifest.batch == BATCH
+    assert artifact.manifest.shape.rows == BATCH
     assert replay_golden(artifact).passed
 
 

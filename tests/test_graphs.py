@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from transformers import MimiConfig, MimiModel
 
-from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
+from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec
 from mimi_export.errors import ConfigError
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def noise(checkpoint: Checkpoint, frames: int, batch: int = BATCH, seed: int = 0
 
 
 def build(checkpoint: Checkpoint, kind: str, num_codebooks: int, layout: str, frames: int | None) -> StreamingGraph:
-    return streaming_graph(checkpoint, graph_spec(checkpoint.geometry, kind, num_codebooks, layout, frames))
+    return streaming_graph(checkpoint, graph_spec(checkpoint.geometry, kind, Shape(num_codebooks, layout, frames)))
 
 
 def check(checkpoint: Checkpoint, num_codebooks: int, layout: str, pattern: list[int]) -> None:

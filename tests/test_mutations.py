@@ -20,7 +20,7 @@ from helpers import DECODER_SNR, Step, match_codes, onnx_step, session, show, sn
 from helpers import States as StateArrays
 
 from mimi_export.contract import network, spec
-from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, graph_spec
+from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, Shape, graph_spec
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
@@ -65,9 +65,9 @@ def make_case(checkpoint: Checkpoint, kind: str, layout: str, seconds: float) ->
     geometry = checkpoint.geometry
     audio = speech_like(seconds, seed=41)
     audio = torch.from_numpy(audio[: len(audio) // geometry.frame_size * geometry.frame_size])[None, None]
-    graph = graph_spec(geometry, kind, CODEBOOKS, layout, FRAMES_PER_CALL[layout])
+    graph = graph_spec(geometry, kind, Shape(CODEBOOKS, layout, FRAMES_PER_CALL[layout]))
     latents = upstream.encode_latents(checkpoint.model, audio)
-    codes = upstream.encode(checkpoint.model, audio, graph.num_codebooks)
+    codes = upstream.encode(checkpoint.model, audio, graph.shape.num_codebooks)
     if kind == "encoder":
         return Case(checkpoint, graph, audio.numpy(), codes.numpy(), latents.numpy())
     decoded = upstream.decode(checkpoint.model, codes)
@@ -105,7 +105,7 @@ def state_mutations(graph: GraphSpec) -> dict[str, Change]:
     for a, b in itertools.combinations(graph.states, 2):
         if (a.past_shape, a.dtype) == (b.past_shape, b.dtype):
             changes[f"{a.name} and {b.name} swapped"] = swapped(a.name, b.name)
-    if graph.layout == "ring":
+    if graph.shape.layout == "ring":
         changes |= {"position one too far": moved(1), "position one too near": moved(-1)}
     else:
         changes |= {"keys and values one token older": rolled, "newest token forgotten": forgotten}
@@ -121,7 +121,7 @@ def run_state_mutations(
     coarse measure: two samples of an early layer, zeroed once, can leave all codes of one frame as they are. So what
     one place does not show is tried at the next; what none shows is not seen.
     """
-    calls = [case.graph.frames_per_call or 1]
+    calls = [case.graph.shape.frames_per_call or 1]
     pending: dict[str, Change] = {"unchanged": dict, **state_mutations(case.graph)}
     for at in places:
         before, states = stream(step, zeros(case.graph, 1), case.data[:, :, : at * case.unit], case.unit, calls)
@@ -154,7 +154,7 @@ def run_structural_mutations(
 
     def run(geometry=checkpoint.geometry, first=None, mutate=None):
         wrong = dataclasses.replace(checkpoint, geometry=geometry)
-        wrong_spec = graph_spec(geometry, graph.kind, graph.num_codebooks, graph.layout, graph.frames_per_call)
+        wrong_spec = graph_spec(geometry, graph.kind, graph.shape)
         module = streaming_graph(wrong, wrong_spec)
         states = zeros(module.graph, 1)
         states = states if first is None else first(states)
@@ -163,7 +163,7 @@ def run_structural_mutations(
 
     yield "unchanged", *run()
     window = checkpoint.geometry.sliding_window
-    endless = 2 * case.frames * checkpoint.geometry.tokens_per_frame if graph.layout == "ring" else 10**5
+    endless = 2 * case.frames * checkpoint.geometry.tokens_per_frame if graph.shape.layout == "ring" else 10**5
     for name, size in (("no sliding window", endless), ("window one longer", window + 1), ("one shorter", window - 1)):
         yield name, *run(dataclasses.replace(checkpoint.geometry, sliding_window=size))
     if graph.kind == "encoder":
@@ -178,7 +178,7 @@ def run_structural_mutations(
         return {name: value + sign * biases[name] if name in biases else value for name, value in states.items()}
 
     yield "bias kept in the overlap", *run(mutate=lambda _, states: add(states, 1.0))
-    if graph.layout == "window":  # a ring ignores what a stream begins with
+    if graph.shape.layout == "window":  # a ring ignores what a stream begins with
         yield "bias kept and subtracted, so lost in the first call", *run(first=lambda states: add(states, -1.0))
 
 

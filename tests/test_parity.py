@@ -16,6 +16,7 @@ from mutations import broken, ignore_state, other_mutations, state_mutations, sw
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.recipes import Budget, ExportRecipe, Variant
+from mimi_export.contract.spec import Shape
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.parity.checks import DEFAULT_BUDGETS, budgets_for, judge
@@ -221,7 +222,7 @@ def test_silence_and_8_channels_at_96_khz(tiny_variant, tmp_path, capsys):
 def test_budgets_come_from_the_configuration_of_that_name(tiny_variant):
     manifest = load_artifact(tiny_variant(8)).manifest
     budget = Budget("decoder_snr_db", 500.0, None, "nothing is that good")
-    variants = {manifest.name: Variant(manifest.name, ExportRecipe(8), (budget,))}
+    variants = {manifest.name: Variant(manifest.name, ExportRecipe(Shape(8)), (budget,))}
     assert budgets_for(manifest, variants) == (budget,)
     assert budgets_for(manifest, {}) == DEFAULT_BUDGETS["fp32"]
 

@@ -8,7 +8,7 @@ from transformers import MimiConfig
 
 from mimi_export.contract import network, spec
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import graph_spec, ring_capacity, state_spec_text
+from mimi_export.contract.spec import Shape, graph_spec, ring_capacity, state_spec_text
 from mimi_export.errors import ConfigError
 from mimi_export.model import upstream
 
@@ -77,7 +77,7 @@ def test_state_spec_differs_in_one_line(kyutai, num_codebooks):
 @pytest.mark.parametrize("num_codebooks", [8, 16, 32])
 @pytest.mark.parametrize("kind", spec.GRAPH_KINDS)
 def test_window_names_and_order(kyutai, kind, num_codebooks):
-    graph = graph_spec(kyutai, kind, num_codebooks)
+    graph = graph_spec(kyutai, kind, Shape(num_codebooks))
     names = [*(f"conv_{name}_state" for name in CONV_STATES[kind].split()), *KV]
     data = {"encoder": ("input_values", "audio_codes"), "decoder": ("audio_codes", "audio_values")}[kind]
     assert [tensor.name for tensor in graph.inputs] == [data[0], *(f"past_{name}" for name in names)]
@@ -87,7 +87,7 @@ def test_window_names_and_order(kyutai, kind, num_codebooks):
 
 
 def test_window_shapes(kyutai):
-    encoder, decoder = graph_spec(kyutai, "encoder", 8), graph_spec(kyutai, "decoder", 8)
+    encoder, decoder = graph_spec(kyutai, "encoder", Shape(8)), graph_spec(kyutai, "decoder", Shape(8))
     assert encoder.data_input.shape == ("batch", 1, "samples")
     assert encoder.data_output.shape == ("batch", 8, "frames")
     assert decoder.data_input.shape == ("batch", "codebooks", "frames")
@@ -102,7 +102,7 @@ def test_window_shapes(kyutai):
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("kind", spec.GRAPH_KINDS)
 def test_ring_is_fixed_but_for_the_batch(kyutai, kind, frames):
-    graph = graph_spec(kyutai, kind, 8, "ring", frames)
+    graph = graph_spec(kyutai, kind, Shape(8, "ring", frames))
     free = {dim for tensor in (*graph.inputs, *graph.outputs) for dim in tensor.shape if isinstance(dim, str)}
     assert free == ({"batch"} if kind == "encoder" else {"batch", "codebooks"})
     assert graph.inputs[-1].name == "past_position"
@@ -110,7 +110,7 @@ def test_ring_is_fixed_but_for_the_batch(kyutai, kind, frames):
     assert graph.states[-1].dtype == "int64"
     assert graph.states[-1].past_shape == ("batch", 1)
     assert [state.name for state in graph.states[:-1]] == [
-        state.name for state in graph_spec(kyutai, kind, 8).states
+        state.name for state in graph_spec(kyutai, kind, Shape(8)).states
     ], "a ring has the window's states and one more"
     capacity = ring_capacity(kyutai, frames)
     assert 250 + 2 * frames - 1 <= capacity <= 250 + 2 * frames + 7  # a window for each token of a call, and a round up
@@ -126,9 +126,9 @@ def test_ring_is_fixed_but_for_the_batch(kyutai, kind, frames):
         ("ring", 0, "frames_per_call is 0, expected 1 or more"),
     ],
 )
-def test_layout_and_frames_must_fit(kyutai, layout, frames, text):
+def test_layout_and_frames_must_fit(layout, frames, text):
     with pytest.raises(ConfigError) as error:
-        graph_spec(kyutai, "encoder", 8, layout, frames)
+        Shape(8, layout, frames)
     assert str(error.value) == text
 
 

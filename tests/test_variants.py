@@ -12,6 +12,7 @@ from mimi_export.contract.recipes import (
     load_variant,
     load_variants,
 )
+from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -59,7 +60,7 @@ def message(call) -> str:
 def test_shipped_configurations(num_codebooks):
     name = f"streaming-{num_codebooks}cb"
     variant = load_variants(CONFIGS)[name]
-    assert variant.recipe == ExportRecipe(num_codebooks)
+    assert variant.recipe == ExportRecipe(Shape(num_codebooks))
     limits = {budget.metric: budget for budget in variant.budgets}
     assert limits["decoder_snr_db"].minimum == 110
     assert limits["code_agreement_percent"].minimum == 100
@@ -72,7 +73,7 @@ def test_every_field_is_read(tmp_path):
     write(tmp_path, CONVERT, "b")
     variants = load_variants(tmp_path)
     assert list(variants) == ["a", "b"]
-    assert variants["a"].recipe == ExportRecipe(4, "synthetic:tiny", "main", "ring", 2, 16)
+    assert variants["a"].recipe == ExportRecipe(Shape(4, "ring", 2, 16), "synthetic:tiny", "main")
     assert variants["b"].recipe == ConvertRecipe("a", "int8", {"target": "single", "keep": ["enc_0"]})
     assert variants["a"].budgets == (
         Budget("code_tie_percent", None, 0.5, "rounding"),
@@ -96,12 +97,12 @@ def test_budget():
         ("[export]", "colour = 1\n[export]", ["colour is an unknown key"]),
         ("num_codebooks = 4", "num_codebooks = true", ["export.num_codebooks is True, expected a whole number"]),
         ("num_codebooks = 4", "num_codebooks = 4.0", ["export.num_codebooks is 4.0, expected a whole number"]),
-        ("num_codebooks = 4", "num_codebooks = 0", ["export.num_codebooks is 0, expected 1 or more"]),
+        ("num_codebooks = 4", "num_codebooks = 0", ["export: num_codebooks is 0, expected 1 or more"]),
         ('"ring"', '"circle"', ["export.layout is 'circle', expected one of window, ring"]),
-        ("frames_per_call = 2", "", ["export.frames_per_call: layout = 'ring' needs it"]),
-        ('"ring"', '"window"', ["export.frames_per_call", "must not have it"]),
-        ("frames_per_call = 2", "frames_per_call = 0", ["export.frames_per_call is 0, expected 1 or more"]),
-        ("batch = 16", "batch = 0", ["export.batch is 0, expected 1 or more"]),
+        ("frames_per_call = 2", "", ["export: a ring needs frames_per_call"]),
+        ('"ring"', '"window"', ["export: a ring needs frames_per_call", "must not have it"]),
+        ("frames_per_call = 2", "frames_per_call = 0", ["export: frames_per_call is 0, expected 1 or more"]),
+        ("batch = 16", "batch = 0", ["export: batch is 0, expected 1 or more"]),
         ("batch = 16", "batch = true", ["export.batch is True, expected a whole number"]),
         ('name = "a"', "", ["name is missing"]),
         ('name = "a"', 'name = "z"', ["name is 'z', expected the file's own name 'a'"]),

@@ -34,7 +34,7 @@ from mimi_export.contract.directory import Manifest, Source, metadata_props, wri
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import ConvLayer, ResidualUnit
-from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, TensorSpec
+from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, Shape, TensorSpec
 from mimi_export.export.variant import OPSET, quiet_exporter, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.steps.rope import inverse_frequencies
@@ -70,7 +70,7 @@ class PublicGraph(nn.Module):
         self.projections = nn.ModuleList([half.input_proj if encodes else half.output_proj for half in halves])
         books = [[layer.codebook.embed for layer in half.layers] for half in halves]
         semantic = geometry.num_semantic_quantizers
-        self._levels = (semantic, graph.num_codebooks - semantic)
+        self._levels = (semantic, graph.shape.num_codebooks - semantic)
         self.codebooks = nn.ParameterList(
             nn.Parameter(book.detach().clone(), requires_grad=False)
             for half, levels in zip(books, self._levels, strict=True)
@@ -210,7 +210,7 @@ class PublicDecoder(PublicGraph):
 def public_graph(checkpoint: Checkpoint, graph: GraphSpec) -> PublicGraph:
     """The baseline's module for a graph of the window layout, whose names and states it has."""
     if graph.kind == "decoder":
-        data = dataclasses.replace(graph.data_input, shape=(BATCH, graph.num_codebooks, FRAMES))
+        data = dataclasses.replace(graph.data_input, shape=(BATCH, graph.shape.num_codebooks, FRAMES))
         graph = dataclasses.replace(graph, data_input=data)
     made = PublicEncoder if graph.kind == "encoder" else PublicDecoder
     return made(graph, checkpoint.geometry, parts(checkpoint.model)).eval().requires_grad_(False)
@@ -229,14 +229,12 @@ def export_public_design(
         ConfigError: this model has no such number of codebooks.
         OutputError: the directory exists or cannot be written.
     """
-    manifest = Manifest.for_graphs(
+    manifest = Manifest(
+        NAME,
         checkpoint.geometry,
-        num_codebooks,
-        "window",
-        None,
+        Shape(num_codebooks),
         Source(checkpoint.source, checkpoint.revision),
-        tool_versions(),
-        name=NAME,
+        tools=tool_versions(),
         conversion=[{"pass": NAME, "note": "the benchmark's baseline, with the defects of its design"}],
     )
     with atomic_directory(output_dir) as directory:

@@ -46,7 +46,7 @@ def state_shapes(
         growth: whether keys and values stop growing at the window, or never (the public design).
     """
     tokens = tokens_at(geometry, age_seconds)
-    new = (spec.frames_per_call or 1) * geometry.tokens_per_frame
+    new = (spec.shape.frames_per_call or 1) * geometry.tokens_per_frame
     most = geometry.sliding_window - 1
     past, present = (tokens, tokens + new) if growth == "unbounded" else (min(tokens, most), min(tokens + new, most))
     sizes: dict[int | str, int] = {BATCH: batch, PAST: past, PRESENT: present}
@@ -77,9 +77,9 @@ def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | No
         batch: rows.
         audio: `[n]`, at least one call of samples; generated speech unless given.
     """
-    frames = spec.frames_per_call or 1
+    frames = spec.shape.frames_per_call or 1
     if spec.kind == "decoder":
-        return np.random.default_rng(0).integers(0, geometry.codebook_size, (batch, spec.num_codebooks, frames))
+        return np.random.default_rng(0).integers(0, geometry.codebook_size, (batch, spec.shape.num_codebooks, frames))
     samples = frames * geometry.frame_size
     clip = speech_like(_CLIP_SECONDS, 0, geometry.sampling_rate) if audio is None else audio
     starts = np.arange(batch) * 480 % max(1, len(clip) - samples)
@@ -116,7 +116,7 @@ class BoundGraph:
         second = dict(first)
         steady = all(past == present for past, present in shapes.values())
         for state in spec.states:
-            in_place = spec.layout == "ring" and state.kind in ("key", "value")
+            in_place = spec.shape.layout == "ring" and state.kind in ("key", "value")
             if not in_place:
                 second[state.name] = _value(np.zeros(shapes[state.name][1], _DTYPES[state.dtype]))
         self._data = _value(data)
@@ -144,7 +144,7 @@ class BoundGraph:
 def output_shape(spec: GraphSpec, geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the data output for that of the data input."""
     if spec.kind == "encoder":
-        return shape[0], spec.num_codebooks, shape[2] // geometry.frame_size
+        return shape[0], spec.shape.num_codebooks, shape[2] // geometry.frame_size
     return shape[0], 1, shape[2] * geometry.frame_size
 
 

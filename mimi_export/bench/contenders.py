@@ -91,9 +91,10 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
     """
     artifacts = [load_artifact(directory) for directory in directories]
     for artifact in artifacts:
-        if artifact.manifest.batch is not None:
+        rows = artifact.manifest.shape.rows
+        if rows is not None:
             raise ConfigError(
-                f"{artifact.path} has a fixed batch of {artifact.manifest.batch}; the benchmark compares batches, so "
+                f"{artifact.path} has a fixed batch of {rows}; the benchmark compares batches, so "
                 "it needs a variant exported without --batch"
             )
     names = [directory.resolve().name for directory in directories]
@@ -109,10 +110,10 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
             name,
             group,
             directory,
-            layout=artifact.manifest.layout,
+            layout=artifact.manifest.shape.layout,
             precision=artifact.manifest.precision,
-            frames_per_call=artifact.manifest.frames_per_call or 1,
-            num_codebooks=artifact.manifest.num_codebooks,
+            frames_per_call=artifact.manifest.shape.frames_per_call or 1,
+            num_codebooks=artifact.manifest.shape.num_codebooks,
         )
         for name, directory, artifact in zip(names, directories, artifacts, strict=True)
     ]
@@ -196,7 +197,7 @@ def baseline_contenders(
 
 def _check_comparable(first: Artifact, other: Artifact) -> None:
     for what, one, two in (
-        ("codebooks", first.manifest.num_codebooks, other.manifest.num_codebooks),
+        ("codebooks", first.manifest.shape.num_codebooks, other.manifest.shape.num_codebooks),
         ("source", first.manifest.source, other.manifest.source),
         ("geometry", first.geometry, other.geometry),
     ):

@@ -15,6 +15,7 @@ from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
 from mimi_export.contract.recipes import DEFAULT_MODEL
+from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError, OutputError
 
 
@@ -106,11 +107,8 @@ def export(
         manifest = export_variant(
             checkpoint,
             target,
-            num_codebooks,
+            Shape(num_codebooks, kv_cache.value, frames_per_call, rows),
             name=name,
-            layout=kv_cache.value,
-            frames_per_call=frames_per_call,
-            batch=rows,
             force=force,
             progress=steps.step,
         )
@@ -120,10 +118,10 @@ def export(
             "command": "export",
             "path": str(target),
             "name": manifest.name,
-            "num_codebooks": manifest.num_codebooks,
-            "layout": manifest.layout,
-            "frames_per_call": manifest.frames_per_call,
-            "batch": manifest.batch,
+            "num_codebooks": manifest.shape.num_codebooks,
+            "layout": manifest.shape.layout,
+            "frames_per_call": manifest.shape.frames_per_call,
+            "batch": manifest.shape.rows,
             "source": {"model": manifest.source.model, "revision": manifest.source.revision},
             "files": {file: entry.bytes for file, entry in sorted(manifest.files.items())},
             "seconds": seconds,

@@ -48,7 +48,7 @@ def inspect(
             "path": str(directory),
             "frame_size": geometry.frame_size,
             "frame_rate": geometry.frame_rate,
-            "bitrate": geometry.bitrate(artifact.manifest.num_codebooks),
+            "bitrate": geometry.bitrate(artifact.manifest.shape.num_codebooks),
             "opset": opsets,
             "states": {kind: [_record(state) for state in artifact.spec(kind).states] for kind in _kinds()},
             "manifest": artifact.manifest.to_dict(),
@@ -59,14 +59,15 @@ def inspect(
 
 def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
     manifest, geometry = artifact.manifest, artifact.geometry
-    per_call = manifest.frames_per_call or "any number of"
+    shape = manifest.shape
+    per_call = shape.frames_per_call or "any number of"
     rows: list[tuple[str, object]] = [
         ("source", manifest.source.model + (f" @ {manifest.source.revision}" if manifest.source.revision else "")),
         ("precision", manifest.precision),
-        ("layout", f"{manifest.layout}, {per_call} frames per call, batch {manifest.batch or 'free'}"),
+        ("layout", f"{shape.layout}, {per_call} frames per call, batch {shape.rows or 'free'}"),
         ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
         ("bitrates", _bitrates(artifact)),
-        ("codebooks", f"{manifest.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),
+        ("codebooks", f"{shape.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),
         (
             "transformers",
             f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
@@ -98,7 +99,7 @@ def _kinds() -> tuple[Any, ...]:
 
 
 def _bitrates(artifact: Artifact) -> str:
-    geometry, most = artifact.geometry, artifact.manifest.num_codebooks
+    geometry, most = artifact.geometry, artifact.manifest.shape.num_codebooks
     counts = sorted({1, most, *(count for count in (4, 8, 16) if count < most)})
     return ", ".join(f"{count} cb {geometry.bitrate(count) / 1000:g}" for count in counts) + " kbit/s"
 

@@ -44,7 +44,7 @@ def chosen_codebooks(codec: Codec, num_codebooks: int | None) -> int:
     Raises:
         CodesError: more than the variant has.
     """
-    most = codec.artifact.manifest.num_codebooks
+    most = codec.artifact.manifest.shape.num_codebooks
     if num_codebooks is not None and num_codebooks > most:
         raise CodesError(f"asked for {num_codebooks} codebooks, {codec.artifact.path} has {most}; export one with more")
     return most if num_codebooks is None else num_codebooks
@@ -139,7 +139,7 @@ def roundtrip_file(
 
 def _fitting(codec: Codec, file: CodesFile, source: Path, num_codebooks: int | None) -> npt.NDArray[np.int64]:
     """The codes to decode, after the file was compared with the variant."""
-    geometry, most = codec.geometry, codec.artifact.manifest.num_codebooks
+    geometry, most = codec.geometry, codec.artifact.manifest.shape.num_codebooks
     for name, wanted in (("sampling_rate", geometry.sampling_rate), ("frame_size", geometry.frame_size)):
         found = getattr(file.metadata, name)
         if found not in (None, wanted):

@@ -148,7 +148,7 @@ def verify_files(artifact: Artifact) -> None:
 
 
 def _state_spec(manifest: Manifest) -> bytes:
-    return state_spec_text(manifest.geometry, manifest.num_codebooks).encode()
+    return state_spec_text(manifest.geometry, manifest.shape.num_codebooks).encode()
 
 
 def _read_json(directory: Path) -> Any:

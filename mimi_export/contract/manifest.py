@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mimi_export.contract.geometry import Geometry
@@ -20,7 +21,7 @@ from mimi_export.contract.spec import (
     PAST,
     GraphKind,
     GraphSpec,
-    KvLayout,
+    Shape,
     StateSpec,
     TensorSpec,
     graph_spec,
@@ -50,50 +51,34 @@ class FileEntry:
 class Manifest:
     """What a variant directory holds.
 
-    `batch` is the rows of every call, `None` where they are free (then `manifest.json` has no such key). `tools` are
-    versions by package name; `conversion` lists, oldest first, the passes that made these graphs from
+    `tools` are versions by package name; `conversion` lists, oldest first, the passes that made these graphs from
     others (free records with plain JSON values); `files` is filled by `write_manifest`.
+
+    Raises:
+        ConfigError: the model has no graphs of this shape.
     """
 
     name: str
     geometry: Geometry
-    num_codebooks: int
+    shape: Shape
     source: Source
-    layout: KvLayout = "window"
-    frames_per_call: int | None = None
-    batch: int | None = None
     precision: str = "fp32"
     tools: Mapping[str, str] = field(default_factory=dict)
     conversion: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
-    @classmethod
-    def for_graphs(
-        cls,
-        geometry: Geometry,
-        num_codebooks: int,
-        layout: KvLayout,
-        frames_per_call: int | None,
-        source: Source,
-        tools: Mapping[str, str],
-        *,
-        name: str,
-        batch: int | None = None,
-        precision: str = "fp32",
-        conversion: Sequence[Mapping[str, Any]] = (),
-    ) -> Manifest:
-        """The manifest of graphs that `spec.graph_spec` describes; `ConfigError` where that describes none."""
-        manifest = cls(
-            *(name, geometry, num_codebooks, source, layout, frames_per_call, batch),
-            *(precision, dict(tools), tuple(conversion)),
-        )
-        for kind in GRAPH_KINDS:
-            manifest.spec(kind)
-        return manifest
+    def __post_init__(self) -> None:
+        """Compute the specs now: what they refuse is no manifest."""
+        _ = self.specs
+
+    @cached_property
+    def specs(self) -> Mapping[GraphKind, GraphSpec]:
+        """Inputs and outputs of both graphs."""
+        return {kind: graph_spec(self.geometry, kind, self.shape) for kind in GRAPH_KINDS}
 
     def spec(self, kind: GraphKind) -> GraphSpec:
         """Inputs and outputs of one graph."""
-        return graph_spec(self.geometry, kind, self.num_codebooks, self.layout, self.frames_per_call, self.batch)
+        return self.specs[kind]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
@@ -101,10 +86,10 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "name": self.name,
             "precision": self.precision,
-            "num_codebooks": self.num_codebooks,
-            "layout": self.layout,
-            "frames_per_call": self.frames_per_call,
-            **({} if self.batch is None else {"batch": self.batch}),
+            "num_codebooks": self.shape.num_codebooks,
+            "layout": self.shape.layout,
+            "frames_per_call": self.shape.frames_per_call,
+            **({} if self.shape.rows is None else {"batch": self.shape.rows}),
             "source": dataclasses.asdict(self.source),
             "geometry": self.geometry.to_dict(),
             "graphs": {kind: _graph_record(self.spec(kind)) for kind in GRAPH_KINDS},
@@ -123,12 +108,12 @@ def metadata_props(manifest: Manifest) -> dict[str, str]:
         "format_version": str(FORMAT_VERSION),
         "name": manifest.name,
         "precision": manifest.precision,
-        "num_codebooks": str(manifest.num_codebooks),
+        "num_codebooks": str(manifest.shape.num_codebooks),
         "sampling_rate": str(manifest.geometry.sampling_rate),
         "frame_size": str(manifest.geometry.frame_size),
         "frame_rate": f"{manifest.geometry.frame_rate:g}",
-        "layout": manifest.layout,
-        "frames_per_call": "any" if manifest.frames_per_call is None else str(manifest.frames_per_call),
+        "layout": manifest.shape.layout,
+        "frames_per_call": "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call),
         "source_model": manifest.source.model,
         "states": json.dumps(
             {kind: [_state_record(state) for state in manifest.spec(kind).states] for kind in GRAPH_KINDS},

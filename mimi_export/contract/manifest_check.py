@@ -14,7 +14,7 @@ from typing import Any
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import FORMAT_VERSION, STATE_SPEC_NAME, FileEntry, Manifest, Source
-from mimi_export.contract.spec import GRAPH_KINDS, KV_LAYOUTS
+from mimi_export.contract.spec import GRAPH_KINDS, KV_LAYOUTS, Shape
 from mimi_export.errors import ArtifactError, ConfigError
 
 
@@ -45,17 +45,14 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
     if content["layout"] not in KV_LAYOUTS:
         raise ArtifactError(f"{path}: layout is {content['layout']!r}, expected one of {', '.join(KV_LAYOUTS)}")
     try:
-        manifest = Manifest.for_graphs(
+        manifest = Manifest(
+            content["name"],
             Geometry.from_dict(content["geometry"]),
-            content["num_codebooks"],
-            content["layout"],
-            content["frames_per_call"],
+            Shape(content["num_codebooks"], content["layout"], content["frames_per_call"], content["batch"]),
             Source(**content["source"]),
+            content["precision"],
             content["tools"],
-            name=content["name"],
-            batch=content["batch"],
-            precision=content["precision"],
-            conversion=content["conversion"],
+            content["conversion"],
         )
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}; export it again") from error

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimi_export.contract.spec import KV_LAYOUTS, KvLayout
+from mimi_export.contract.spec import KV_LAYOUTS, Shape
 from mimi_export.errors import ConfigError
 
 # By name, because the type checker looks at the oldest Python, where the reader is a package of its own.
@@ -87,12 +87,9 @@ class Budget:
 class ExportRecipe:
     """A variant exported from a checkpoint; the fields are the options of `mimi-export export`."""
 
-    num_codebooks: int
+    shape: Shape
     model: str = DEFAULT_MODEL
     revision: str | None = None
-    layout: KvLayout = "window"
-    frames_per_call: int | None = None
-    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,27 +205,17 @@ _TYPE_WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a
 
 
 def _export_recipe(table: _Table) -> ExportRecipe:
-    recipe = ExportRecipe(
-        model=table.take("model", str, default=DEFAULT_MODEL),
-        revision=table.take("revision", str, default=None),
-        num_codebooks=table.take("num_codebooks", int),
-        layout=table.take("layout", str, default="window"),
-        frames_per_call=table.take("frames_per_call", int, default=None),
-        batch=table.take("batch", int, default=None),
-    )
+    model, revision = table.take("model", str, default=DEFAULT_MODEL), table.take("revision", str, default=None)
+    num_codebooks = table.take("num_codebooks", int)
+    layout = table.take("layout", str, default="window")
+    frames_per_call, rows = (table.take(key, int, default=None) for key in ("frames_per_call", "batch"))
     table.finish(("model", "revision", "num_codebooks", "layout", "frames_per_call", "batch"))
-    if recipe.layout not in KV_LAYOUTS:
-        raise ConfigError(f"{table.where('layout')} is {recipe.layout!r}, expected one of {', '.join(KV_LAYOUTS)}")
-    if (recipe.layout == "ring") != (recipe.frames_per_call is not None):
-        raise ConfigError(
-            f"{table.where('frames_per_call')}: layout = 'ring' needs it, layout = 'window' takes any number of frames "
-            "and must not have it"
-        )
-    for key in ("num_codebooks", "frames_per_call", "batch"):
-        value = getattr(recipe, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"{table.where(key)} is {value}, expected 1 or more")
-    return recipe
+    if layout not in KV_LAYOUTS:
+        raise ConfigError(f"{table.where('layout')} is {layout!r}, expected one of {', '.join(KV_LAYOUTS)}")
+    try:
+        return ExportRecipe(Shape(num_codebooks, layout, frames_per_call, rows), model, revision)
+    except ConfigError as error:
+        raise ConfigError(f"{table.path}: {table.prefix.rstrip('.')}: {error}") from error
 
 
 def _convert_recipe(table: _Table | None) -> ConvertRecipe:

@@ -36,6 +36,38 @@ PRESENT = "present"
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a user chooses about a variant's graphs, beside the model.
+
+    Attributes:
+        num_codebooks: codes a frame; for a decoder the most that it accepts.
+        layout: how keys and values are kept.
+        frames_per_call: frames in one call; `None` leaves it free. A ring needs a number, a window has none.
+        rows: independent streams in one call; `None` leaves it free. Files call it `batch`.
+
+    Raises:
+        ConfigError: no model has such graphs.
+    """
+
+    num_codebooks: int
+    layout: KvLayout = "window"
+    frames_per_call: int | None = None
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is wrong for every model."""
+        if (self.layout == "ring") != (self.frames_per_call is not None):
+            raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
+        for name, value in (
+            ("num_codebooks", self.num_codebooks),
+            ("frames_per_call", self.frames_per_call),
+            ("batch", self.rows),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected 1 or more")
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """Name, element type and shape of one graph input or output; a text dimension is free at run time."""
 
@@ -74,20 +106,16 @@ class StateSpec:
 class GraphSpec:
     """All inputs and outputs of one graph: the data, then the states in their published order.
 
-    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps, `batch` the rows
-    that every call must have, `None` where they are free.
+    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps.
     """
 
     kind: GraphKind
-    layout: KvLayout
-    num_codebooks: int
-    frames_per_call: int | None
+    shape: Shape
     frame_size: int
     window_length: int
     data_input: TensorSpec
     data_output: TensorSpec
     states: tuple[StateSpec, ...]
-    batch: int | None = None
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -108,11 +136,12 @@ class GraphSpec:
         """The state called `name`."""
         return next(state for state in self.states if state.name == name)
 
-    def check_batch(self, batch: int) -> None:
-        """Raise `ConfigError` unless the graph runs calls of `batch` rows."""
-        if self.batch not in (None, batch):
+    def check_rows(self, rows: int) -> None:
+        """Raise `ConfigError` unless the graph runs calls of `rows` rows."""
+        wanted = self.shape.rows
+        if wanted not in (None, rows):
             raise ConfigError(
-                f"this {self.kind} was exported for a batch of {self.batch}, got {batch}; give it {self.batch} row(s), "
+                f"this {self.kind} was exported for a batch of {wanted}, got {rows}; give it {wanted} row(s), "
                 "or export one without --batch"
             )
 
@@ -123,67 +152,30 @@ def conv_state_name(layer: ConvLayer) -> str:
 
 
 def ring_capacity(geometry: Geometry, frames_per_call: int) -> int:
-    """Slots of a ring that still holds a whole window for the first token of a call after its last was written.
+    """Slots of a ring: a window for the first token of a call, and one for each token after it.
 
-    Rounded up to 8, the floats of a vector register.
+    All tokens of a call are written before the first is attended to. Rounded up to 8, the floats of a vector register.
     """
     least = geometry.sliding_window + geometry.tokens_per_frame * frames_per_call - 1
     return -(-least // 8) * 8
 
 
-def graph_spec(
-    geometry: Geometry,
-    kind: GraphKind,
-    num_codebooks: int,
-    layout: KvLayout = "window",
-    frames_per_call: int | None = None,
-    batch: int | None = None,
-) -> GraphSpec:
-    """The inputs and outputs of one graph.
-
-    Args:
-        geometry: sizes of the model.
-        kind: `encoder` or `decoder`.
-        num_codebooks: codes a frame; for a decoder the most that it accepts.
-        layout: how keys and values are kept.
-        frames_per_call: frames in one call; `None` leaves it free. A ring needs a number.
-        batch: rows in one call; `None` leaves it free.
-
-    Raises:
-        ConfigError: there are no such graphs.
-    """
-    geometry.check_num_codebooks(num_codebooks)
-    if (layout == "ring") != (frames_per_call is not None):
-        raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
-    if frames_per_call is not None and frames_per_call < 1:
-        raise ConfigError(f"frames_per_call is {frames_per_call}, expected 1 or more")
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}, expected 1 or more")
-    rows: Dim = BATCH if batch is None else batch
-    samples: Dim = SAMPLES if frames_per_call is None else frames_per_call * geometry.frame_size
-    frames: Dim = FRAMES if frames_per_call is None else frames_per_call
+def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
+    """The inputs and outputs of one graph; `ConfigError` where the model has no such number of codebooks."""
+    geometry.check_num_codebooks(shape.num_codebooks)
+    rows: Dim = BATCH if shape.rows is None else shape.rows
+    samples: Dim = SAMPLES if shape.frames_per_call is None else shape.frames_per_call * geometry.frame_size
+    frames: Dim = FRAMES if shape.frames_per_call is None else shape.frames_per_call
     audio = (rows, 1, samples)
     if kind == "encoder":
         data_input = TensorSpec("input_values", "float32", audio)
-        data_output = TensorSpec("audio_codes", "int64", (rows, num_codebooks, frames))
+        data_output = TensorSpec("audio_codes", "int64", (rows, shape.num_codebooks, frames))
     else:
-        codebooks: Dim = CODEBOOKS if num_codebooks > 1 else 1
+        codebooks: Dim = CODEBOOKS if shape.num_codebooks > 1 else 1
         data_input = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
         data_output = TensorSpec("audio_values", "float32", audio)
-    states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, layout, frames_per_call, rows))
-    window = geometry.sliding_window - 1
-    return GraphSpec(
-        kind,
-        layout,
-        num_codebooks,
-        frames_per_call,
-        geometry.frame_size,
-        window,
-        data_input,
-        data_output,
-        states,
-        batch,
-    )
+    states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, shape, rows))
+    return GraphSpec(kind, shape, geometry.frame_size, geometry.sliding_window - 1, data_input, data_output, states)
 
 
 def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:
@@ -211,16 +203,16 @@ def _conv_states(geometry: Geometry, kind: GraphKind, rows: Dim) -> Iterator[Sta
         yield StateSpec(conv_state_name(layer), "conv_tr" if layer.transposed else "conv", "float32", shape, shape)
 
 
-def _kv_states(geometry: Geometry, layout: KvLayout, frames_per_call: int | None, rows: Dim) -> Iterator[StateSpec]:
+def _kv_states(geometry: Geometry, shape: Shape, rows: Dim) -> Iterator[StateSpec]:
     heads, head_dim = geometry.num_key_value_heads, geometry.head_dim
     past: Dim = PAST
     present: Dim = PRESENT
-    if frames_per_call is not None:
-        past = present = ring_capacity(geometry, frames_per_call)
+    if shape.frames_per_call is not None:
+        past = present = ring_capacity(geometry, shape.frames_per_call)
     for index in range(geometry.num_hidden_layers):
         for word in ("key", "value"):
             kind: Literal["key", "value"] = "key" if word == "key" else "value"
             shapes = (rows, heads, past, head_dim), (rows, heads, present, head_dim)
             yield StateSpec(f"{word}_{index}", kind, "float32", *shapes)
-    if layout == "ring":
+    if shape.layout == "ring":
         yield StateSpec("position", "position", "int64", (rows, 1), (rows, 1))

@@ -123,11 +123,8 @@ def _export(name: str, recipe: ExportRecipe, checkpoint: Checkpoint, path: Path,
     export_variant(
         checkpoint,
         path,
-        recipe.num_codebooks,
+        recipe.shape,
         name=name,
-        layout=recipe.layout,
-        frames_per_call=recipe.frames_per_call,
-        batch=recipe.batch,
         force=True,
         progress=lambda text: progress(f"{name}: {text}"),
     )

@@ -37,7 +37,7 @@ from mimi_export.contract.spec import (
     PAST,
     SAMPLES,
     GraphSpec,
-    KvLayout,
+    Shape,
     TensorSpec,
 )
 from mimi_export.errors import ConfigError
@@ -60,12 +60,9 @@ logger = logging.getLogger(__name__)
 def export_variant(
     checkpoint: Checkpoint,
     output_dir: str | os.PathLike[str],
-    num_codebooks: int,
+    shape: Shape,
     *,
     name: str | None = None,
-    layout: KvLayout = "window",
-    frames_per_call: int | None = None,
-    batch: int | None = None,
     opset: int = OPSET,
     force: bool = False,
     progress: Progress = logger.info,
@@ -77,28 +74,22 @@ def export_variant(
     Args:
         checkpoint: the model.
         output_dir: the directory to make.
-        num_codebooks: codes a frame.
+        shape: what the graphs take in a call.
         name: the variant's name; the directory's by default.
-        layout: how keys and values are kept.
-        frames_per_call: for a ring, frames in one call.
-        batch: rows in one call; `None` leaves them free.
         opset: ONNX operator set to write.
         force: replace an earlier variant directory.
         progress: told of each step.
 
     Raises:
-        ConfigError: this model has no such number of codebooks, or a size is out of range.
+        ConfigError: this model has no such number of codebooks.
         OutputError: the directory exists and `force` is not given, or cannot be written.
     """
-    manifest = Manifest.for_graphs(
+    manifest = Manifest(
+        name or Path(output_dir).resolve().name,
         checkpoint.geometry,
-        num_codebooks,
-        layout,
-        frames_per_call,
+        shape,
         Source(checkpoint.source, checkpoint.revision),
-        tool_versions(),
-        name=name or Path(output_dir).resolve().name,
-        batch=batch,
+        tools=tool_versions(),
     )
     with atomic_directory(output_dir, force) as directory:
         for kind in GRAPH_KINDS:
@@ -183,7 +174,7 @@ def _example(tensor: TensorSpec, graph: GraphSpec) -> Tensor:
     sizes = {
         **EXAMPLE,
         SAMPLES: EXAMPLE[FRAMES] * graph.frame_size,
-        CODEBOOKS: min(EXAMPLE[CODEBOOKS], graph.num_codebooks),
+        CODEBOOKS: min(EXAMPLE[CODEBOOKS], graph.shape.num_codebooks),
         PAST: min(EXAMPLE[PAST], graph.window_length),
     }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
@@ -197,7 +188,7 @@ def _dims(graph: GraphSpec, geometry: Geometry) -> dict[str, Any]:
         BATCH: Dim(BATCH, min=1, max=2**16),
         FRAMES: frames,
         SAMPLES: geometry.frame_size * frames,
-        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.num_codebooks)),
+        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.shape.num_codebooks)),
         PAST: Dim(PAST, min=0, max=geometry.sliding_window - 1),
     }
 

@@ -32,7 +32,7 @@ from mimi_export.contract.batch_files import BATCH_MANIFEST, BatchManifest
 from mimi_export.contract.directory import FileEntry, Source
 from mimi_export.contract.files import atomic_directory, sha256
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, graph_spec
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError
 from mimi_export.export.convert import convert_graph
 from mimi_export.export.precision import Fp16Options, Int8Options, Options
@@ -58,7 +58,7 @@ DTYPES: dict[str, tuple[str, Options | None]] = {
 
 def batch_spec(geometry: Geometry, kind: GraphKind, num_codebooks: int) -> GraphSpec:
     """Inputs and outputs of one graph: those of the streaming graph without its states."""
-    return dataclasses.replace(graph_spec(geometry, kind, num_codebooks), states=())
+    return dataclasses.replace(graph_spec(geometry, kind, Shape(num_codebooks)), states=())
 
 
 def export_batch(
@@ -131,7 +131,7 @@ def export_batch(
 
 def batch_graph(checkpoint: Checkpoint, kind: GraphKind, num_codebooks: int) -> ir.Model:
     """One float32 graph for whole clips."""
-    graph = graph_spec(checkpoint.geometry, kind, num_codebooks)
+    graph = graph_spec(checkpoint.geometry, kind, Shape(num_codebooks))
     model = onnx_program(streaming_graph(checkpoint, graph))
     finish(model, graph, {})
     EncloseStates(graph)(model)

@@ -86,7 +86,7 @@ def snippets(subjects: Sequence[Subject], repo_id: str | None = None) -> list[Sn
 def _shown(subjects: Sequence[Subject]) -> Manifest | None:
     """The variant that the snippets use: the first of the window layout."""
     manifests = [subject.manifest for subject in subjects if subject.manifest is not None]
-    return next((manifest for manifest in manifests if manifest.layout == "window"), None)
+    return next((manifest for manifest in manifests if manifest.shape.layout == "window"), None)
 
 
 def _lead(subjects: Sequence[Subject], base: str | None, source: str) -> str:
@@ -124,7 +124,7 @@ def _variants(subjects: Sequence[Subject]) -> str:
 def _choice(subjects: Sequence[Subject]) -> str:
     manifests = [subject.manifest for subject in subjects if subject.manifest is not None]
     advice = []
-    counts = sorted({manifest.num_codebooks for manifest in manifests})
+    counts = sorted({manifest.shape.num_codebooks for manifest in manifests})
     if len(counts) > 1:
         rates = ", ".join(f"{count} ({manifests[0].geometry.bitrate(count) / 1000:g} kbit/s)" for count in counts)
         advice.append(
@@ -137,7 +137,7 @@ def _choice(subjects: Sequence[Subject]) -> str:
         "int8": "**int8** is the smallest and fastest, and the least exact; see the quality table.",
     }
     advice += [text for precision, text in words.items() if precision in precisions]
-    shapes = {manifest.layout for manifest in manifests}
+    shapes = {manifest.shape.layout for manifest in manifests}
     kinds = {
         "window": "**window** layout: any number of frames in a call, no bookkeeping. Take it unless you need "
         "fixed shapes.",
@@ -249,10 +249,11 @@ def _contract(subjects: Sequence[Subject]) -> str:
         "outputs come in this order. A stream begins with zeros of the shape in the last column, for one row.",
     ]
     for manifest in tables.layouts(subjects):
-        calls = "any number of frames" if manifest.frames_per_call is None else f"{manifest.frames_per_call} frame(s)"
+        shape = manifest.shape
+        calls = "any number of frames" if shape.frames_per_call is None else f"{shape.frames_per_call} frame(s)"
         for kind in GRAPH_KINDS:
             blocks += [
-                f"<details><summary>{kind}, {manifest.layout} layout, {calls} a call ({manifest.num_codebooks} "
+                f"<details><summary>{kind}, {shape.layout} layout, {calls} a call ({shape.num_codebooks} "
                 "codebooks)"
                 f"</summary>\n\n{tables.states(manifest.spec(kind))}\n\n</details>"
             ]

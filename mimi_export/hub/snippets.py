@@ -33,8 +33,8 @@ def variant_snippets(manifest: Manifest) -> list[Snippet]:
     Raises:
         ConfigError: the variant has fixed frames per call; these clients pass any number.
     """
-    if manifest.layout != "window":
-        raise ConfigError(f"{manifest.name} has the layout {manifest.layout}; snippets are for the window layout")
+    if manifest.shape.layout != "window":
+        raise ConfigError(f"{manifest.name} has the layout {manifest.shape.layout}; snippets are for the window layout")
     words = _words(manifest)
     return [
         Snippet("python", "Python", "pip install mimi-export", _fill(templates.PYTHON, words)),
@@ -67,7 +67,7 @@ def _words(manifest: Manifest) -> dict[str, str]:
         "DIRECTORY": f"{DOWNLOADS}/{manifest.name}",
         "FRAME": str(geometry.frame_size),
         "RATE": str(geometry.sampling_rate),
-        "CODEBOOKS": str(manifest.num_codebooks),
+        "CODEBOOKS": str(manifest.shape.num_codebooks),
         "LAYERS": str(len(keys)),
         "HEADS": str(keys[0].past_shape[1]),
         "HEAD_DIM": str(keys[0].past_shape[3]),

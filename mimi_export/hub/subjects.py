@@ -115,9 +115,9 @@ def _usual(directory: Path) -> list[Path]:
 def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
     artifact = load_artifact(directory, verify_hashes=True)
     manifest = artifact.manifest
-    if manifest.batch not in (None, 1):
+    if manifest.shape.rows not in (None, 1):
         raise ArtifactError(
-            f"{directory} has a fixed batch of {manifest.batch}, but the programs of a model card run one stream; "
+            f"{directory} has a fixed batch of {manifest.shape.rows}, but the programs of a model card run one stream; "
             "publish a variant exported without --batch"
         )
     record = _vouching(directory, manifest.files, records)

@@ -41,11 +41,11 @@ def variants(subjects: Sequence[Subject]) -> str:
             continue
         manifest = subject.manifest
         encoder, decoder = (manifest.files[manifest.spec(kind).file_name].bytes for kind in GRAPH_KINDS)
-        calls = "any" if manifest.frames_per_call is None else str(manifest.frames_per_call)
-        rate = f"{manifest.geometry.bitrate(manifest.num_codebooks) / 1000:g} kbit/s"
+        calls = "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call)
+        rate = f"{manifest.geometry.bitrate(manifest.shape.num_codebooks) / 1000:g} kbit/s"
         rows.append([
-            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.num_codebooks), rate,
-            manifest.precision, manifest.layout, calls, _mib(encoder), _mib(decoder),
+            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.shape.num_codebooks), rate,
+            manifest.precision, manifest.shape.layout, calls, _mib(encoder), _mib(decoder),
         ])  # fmt: skip
     columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
     return markdown(columns, rows)
@@ -142,7 +142,7 @@ def layouts(subjects: Sequence[Subject]) -> list[Manifest]:
     found: dict[tuple[str, int | None], Manifest] = {}
     for subject in subjects:
         if subject.manifest is not None:
-            found.setdefault((subject.manifest.layout, subject.manifest.frames_per_call), subject.manifest)
+            found.setdefault((subject.manifest.shape.layout, subject.manifest.shape.frames_per_call), subject.manifest)
     return list(found.values())
 
 

@@ -33,7 +33,7 @@ def verify_variant(directory: Path) -> None:
             )
         return
     codec = Codec(artifact)
-    frames = artifact.manifest.frames_per_call or 1
+    frames = artifact.manifest.shape.frames_per_call or 1
     samples = np.zeros(frames * artifact.geometry.frame_size, np.float32)
     codes = codec.encoder.stream().push(samples)
     audio = codec.decoder.stream().push(codes)

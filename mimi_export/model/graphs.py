@@ -51,7 +51,7 @@ class Call:
     def begin(self, geometry: Geometry, tokens: int, swap: Tensor) -> None:
         """Learn the positions of this call's `tokens` from the states that the client gave; `swap` is `half_swap`."""
         keys = self.past("key_0")
-        if self.graph.layout == "ring":
+        if self.graph.shape.layout == "ring":
             cache = RingCache(geometry, self.past("position"), tokens, keys.shape[2], swap)
             self.put("position", cache.next_position)
             self.cache = cache
@@ -154,7 +154,7 @@ class StreamingGraph(nn.Module):
         """The state to compute with: zeros from the client are right, but for a replicated or a ring's garbage one."""
         if not layer.transposed and layer.pad_mode == "replicate":
             return torch.where(call.fresh, x[:, :, :1], past)
-        return past * call.running if self.graph.layout == "ring" else past
+        return past * call.running if self.graph.shape.layout == "ring" else past
 
     def seanet(self, call: Call, x: Tensor) -> Tensor:
         """Run the SEANet half over `[B, C, T]`."""
@@ -199,7 +199,7 @@ class StreamingEncoder(StreamingGraph):
         self.convs[self._downsample.name] = _read_conv(self._downsample, upstream.downsample)
         semantic = geometry.num_semantic_quantizers
         self.semantic = ResidualEncoder(*_read_quantizer(upstream, "semantic", "input_proj", semantic))
-        acoustic = graph.num_codebooks - semantic
+        acoustic = graph.shape.num_codebooks - semantic
         self.acoustic = None
         if acoustic:
             self.acoustic = ResidualEncoder(*_read_quantizer(upstream, "acoustic", "input_proj", acoustic))
@@ -228,7 +228,7 @@ class StreamingDecoder(StreamingGraph):
         self.convs[self._upsample.name] = _read_conv(self._upsample, upstream.upsample)
         semantic = geometry.num_semantic_quantizers
         self.semantic = ResidualDecoder(*_read_quantizer(upstream, "semantic", "output_proj", semantic))
-        acoustic = graph.num_codebooks - semantic
+        acoustic = graph.shape.num_codebooks - semantic
         self.acoustic = None
         if acoustic:
             self.acoustic = ResidualDecoder(*_read_quantizer(upstream, "acoustic", "output_proj", acoustic))

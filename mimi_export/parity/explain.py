@@ -47,7 +47,7 @@ def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> l
         lockstep = _Lockstep(
             TappedGraph(artifact.graph_path(kind), graph), streaming_graph(reference.checkpoint, graph), limit
         )
-        for frames in (graph.frames_per_call,) if graph.frames_per_call else CALL_FRAMES:
+        for frames in (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES:
             explanation = lockstep.walk(truth, frames)
             if explanation is not None:
                 found.append(explanation)

@@ -80,7 +80,7 @@ def measure(
             f"{checkpoint.source}; name its model with --reference"
         )
     if reference is None:
-        with Reference(checkpoint, [artifact.manifest.num_codebooks], progress) as own:
+        with Reference(checkpoint, [artifact.manifest.shape.num_codebooks], progress) as own:
             return _Measurement(artifact, own, progress).run(listed, frames_per_call)
     return _Measurement(artifact, reference, progress).run(listed, frames_per_call)
 
@@ -92,11 +92,11 @@ class _Measurement:
         self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
         self.reference = reference
         self.codec = Codec(artifact)
-        self.num_codebooks = artifact.manifest.num_codebooks
+        self.num_codebooks = artifact.manifest.shape.num_codebooks
         self._progress = progress
 
     def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
-        fixed = self.manifest.frames_per_call
+        fixed = self.manifest.shape.frames_per_call
         ways = [fixed] if fixed else list(frames_per_call)
         name = self.manifest.name
         results = []
@@ -136,7 +136,7 @@ class _Measurement:
         if not graph.taps:
             return None
         states, comparison, energies = graph.initial_states(), Comparison(), Energies()
-        for call in truth.calls([self.manifest.frames_per_call or LATENT_FRAMES]):
+        for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
             _, states, taps = graph.step(graph_input(call, graph.spec), states)
             latents = taps["latents"][0].T[:, : call.codes.shape[1]]
             comparison.push(call.latents, latents)
@@ -208,7 +208,7 @@ class _Run:
         As long as all codes are the reference's, the last two are one stream; it is forked at the first difference.
         """
         codec, frame_size = self._m.codec, self._frame_size
-        rows = self._m.manifest.batch or 1  # all the same, and the first one counts
+        rows = self._m.manifest.shape.rows or 1  # all the same, and the first one counts
         encoder, decoder = codec.encoder.stream(rows), codec.decoder.stream(rows)
         fork: DecoderStream | None = None
         done = 0

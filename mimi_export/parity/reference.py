@@ -203,7 +203,7 @@ class Reference:
     def _step_through(self, reference: ReferenceClip, graph: GraphSpec) -> dict[str, Array]:
         module = streaming_graph(self.checkpoint, graph)
         states = initial_states(graph, 1)
-        for call in reference.calls([graph.frames_per_call or STEP_FRAMES]):
+        for call in reference.calls([graph.shape.frames_per_call or STEP_FRAMES]):
             _, *present = module(torch.from_numpy(graph_input(call, graph)), *states)
             states = tuple(present)
         return {state.name: tensor.numpy().copy() for state, tensor in zip(graph.states, states, strict=True)}
@@ -215,11 +215,11 @@ def graph_input(call: Piece, graph: GraphSpec) -> Array:
     A call that is shorter than a graph of fixed frames wants is filled up with zeros; a graph of a fixed batch gets
     the same in every row.
     """
-    data: Array = call.samples[None, None] if graph.kind == "encoder" else call.codes[None, : graph.num_codebooks]
-    if graph.frames_per_call is not None:
-        missing = graph.frames_per_call * (data.shape[2] // call.codes.shape[1]) - data.shape[2]
+    data: Array = call.samples[None, None] if graph.kind == "encoder" else call.codes[None, : graph.shape.num_codebooks]
+    if graph.shape.frames_per_call is not None:
+        missing = graph.shape.frames_per_call * (data.shape[2] // call.codes.shape[1]) - data.shape[2]
         data = np.pad(data, ((0, 0), (0, 0), (0, missing)))
-    return np.repeat(data, graph.batch or 1, axis=0)
+    return np.repeat(data, graph.shape.rows or 1, axis=0)
 
 
 def split(piece: Piece, start: int, stop: int) -> Piece:

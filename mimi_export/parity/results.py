@@ -185,7 +185,7 @@ class VariantReport:
     @property
     def bitrate(self) -> float:
         """Bits per second of the codes."""
-        return self.manifest.geometry.bitrate(self.manifest.num_codebooks)
+        return self.manifest.geometry.bitrate(self.manifest.shape.num_codebooks)
 
     @property
     def real_time_factor(self) -> float:

@@ -70,7 +70,7 @@ def check_parity(
             run.not_measured += [NotMeasured(str(artifact.path), str(error)) for artifact in artifacts]
             continue
         listed = default_clips(checkpoint.geometry.sampling_rate) if clips is None else clips
-        counts = [artifact.manifest.num_codebooks for artifact in artifacts]
+        counts = [artifact.manifest.shape.num_codebooks for artifact in artifacts]
         fitting = [count for count in counts if count <= checkpoint.geometry.num_quantizers]
         with Reference(checkpoint, fitting, progress) as reference:
             for artifact in artifacts:

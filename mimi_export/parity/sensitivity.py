@@ -117,7 +117,7 @@ def measure_sensitivity(
     """
     if artifact.manifest.precision != "fp32":
         raise ArtifactError(f"{artifact.path} is {artifact.manifest.precision} already; measure its fp32 parent")
-    count = artifact.manifest.num_codebooks
+    count = artifact.manifest.shape.num_codebooks
     rows = []
     with Reference(checkpoint, [count], progress) as reference:
         truth = reference.clip(clip)
@@ -139,7 +139,7 @@ class _Graph:
         progress: Progress,
     ) -> None:
         self.spec, self.kind, self.options = artifact.spec(kind), kind, options
-        self.count = artifact.manifest.num_codebooks
+        self.count = artifact.manifest.shape.num_codebooks
         self.truth, self.progress = truth, progress
         self.frames = max(1, int(seconds * artifact.geometry.frame_rate))
         self.model = ir.load(artifact.graph_path(kind))
@@ -179,7 +179,7 @@ class _Graph:
     def _snr_db(self, graph: TappedGraph) -> float:
         comparison = Comparison()
         states, done = graph.initial_states(), 0
-        for call in self.truth.calls([self.spec.frames_per_call or 1]):
+        for call in self.truth.calls([self.spec.shape.frames_per_call or 1]):
             output, states, taps = graph.step(graph_input(call, self.spec), states)
             if self.kind == "encoder":
                 frames = call.latents.shape[1]
@@ -196,9 +196,9 @@ class _Graph:
 
     def _more_ms(self, first: TappedGraph, second: TappedGraph) -> float:
         """Median of the differences of calls made in turn, on states that have filled."""
-        call = next(self.truth.calls([self.spec.frames_per_call or 1]))
+        call = next(self.truth.calls([self.spec.shape.frames_per_call or 1]))
         data = graph_input(call, self.spec)
-        filled = graph_input(next(self.truth.calls([self.spec.frames_per_call or 130])), self.spec)
+        filled = graph_input(next(self.truth.calls([self.spec.shape.frames_per_call or 130])), self.spec)
         states = [graph.step(filled, graph.initial_states())[1] for graph in (first, second)]
         differences = []
         for _ in range(WARM_CALLS + TIMED_CALLS):

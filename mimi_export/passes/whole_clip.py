@@ -33,8 +33,8 @@ class EncloseStates(ir.passes.InPlacePass):
 
     def __init__(self, graph: GraphSpec) -> None:
         super().__init__()
-        if graph.layout != "window":
-            raise ConfigError(f"a whole clip needs graphs of the window layout, these have {graph.layout}")
+        if graph.shape.layout != "window":
+            raise ConfigError(f"a whole clip needs graphs of the window layout, these have {graph.shape.layout}")
         self.graph = graph
 
     def requires(self, model: ir.Model) -> None:

@@ -92,7 +92,7 @@ class PreparedStates:
 
 def in_place(spec: GraphSpec, state: StateSpec) -> bool:
     """Whether a graph updates this state where it lies: the slots of a ring."""
-    return spec.layout == "ring" and state.kind in ("key", "value")
+    return spec.shape.layout == "ring" and state.kind in ("key", "value")
 
 
 def _value(array: Array, device: str) -> Any:
@@ -103,5 +103,5 @@ def _value(array: Array, device: str) -> Any:
 def _output_shape(spec: GraphSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the data output for that of the data input."""
     if spec.kind == "encoder":
-        return (shape[0], spec.num_codebooks, shape[2] // spec.frame_size)
+        return (shape[0], spec.shape.num_codebooks, shape[2] // spec.frame_size)
     return (shape[0], 1, shape[2] * spec.frame_size)

@@ -68,7 +68,7 @@ def write_golden(directory: Path, manifest: Manifest) -> None:
     """
     geometry = manifest.geometry
     encoder, decoder = manifest.spec("encoder"), manifest.spec("decoder")
-    unit = geometry.frame_size * (manifest.frames_per_call or 1)
+    unit = geometry.frame_size * (manifest.shape.frames_per_call or 1)
     seconds = max(1, round(SECONDS * geometry.sampling_rate / unit)) * unit / geometry.sampling_rate
     sound = speech_like(seconds, SEED, geometry.sampling_rate)
     audio = np.rint(sound * 32767).astype(np.int16)
@@ -116,7 +116,7 @@ def _read(artifact: Artifact) -> dict[str, Array]:
     frames = len(golden["audio"]) // artifact.geometry.frame_size if "audio" in golden else 0
     wanted = {
         "audio": (frames * artifact.geometry.frame_size,),
-        "codes": (artifact.manifest.num_codebooks, frames),
+        "codes": (artifact.manifest.shape.num_codebooks, frames),
         "decoded": (frames * artifact.geometry.frame_size,),
     }
     if shapes != wanted or frames == 0:
@@ -135,14 +135,14 @@ def _run(graph: GraphSession, data: Array, unit: int) -> Array:
 
     A graph of a fixed batch gets the same in every row, and its first row counts.
     """
-    rows = graph.spec.batch or 1
+    rows = graph.spec.shape.rows or 1
     state = StreamState(graph, rows)
     calls = _calls(graph.spec, np.repeat(data, rows, axis=0), unit)
     return np.concatenate([_checked(state, graph.spec, call)[:1] for call in calls], axis=2)
 
 
 def _calls(spec: GraphSpec, data: Array, unit: int) -> Iterator[Array]:
-    size = unit * (spec.frames_per_call or 1)
+    size = unit * (spec.shape.frames_per_call or 1)
     for start in range(0, data.shape[2], size):
         yield np.ascontiguousarray(data[..., start : start + size])
 

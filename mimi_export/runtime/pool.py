@@ -97,16 +97,16 @@ class StreamPool:
 
     def __init__(self, half: Encoder | Decoder, rows: int) -> None:
         spec = half.spec
-        if spec.layout != "ring" or spec.frames_per_call is None:
+        if spec.shape.layout != "ring" or spec.shape.frames_per_call is None:
             raise ConfigError("a pool needs a variant exported with --kv-cache ring: a window has one age for all rows")
         if rows < 1:
             raise ConfigError(f"rows is {rows}, expected 1 or more")
-        spec.check_batch(rows)
+        spec.check_rows(rows)
         self.spec, self.geometry, self.rows = spec, half.geometry, rows
         self.graph = half.graph
         unit = spec.frame_size if spec.kind == "encoder" else 1
-        self.call_size = unit * spec.frames_per_call
-        channels = 1 if spec.kind == "encoder" else spec.num_codebooks
+        self.call_size = unit * spec.shape.frames_per_call
+        channels = 1 if spec.kind == "encoder" else spec.shape.num_codebooks
         self.empty: Array = np.zeros((channels, 0), DTYPES[spec.data_input.dtype])
         self._past = {state.name: np.zeros(state.initial_shape(rows), DTYPES[state.dtype]) for state in spec.states}
         self._moving = [state.name for state in spec.states if not in_place(spec, state)]
@@ -137,7 +137,7 @@ class StreamPool:
         if not ready:
             return []
         rows = [stream.row for stream in ready]
-        data = np.zeros((self.spec.batch or rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
+        data = np.zeros((self.spec.shape.rows or rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
         for stream in ready:
             data[stream.row] = stream.take()
         output = self._call(len(data)).run(data)
@@ -152,11 +152,11 @@ class StreamPool:
             audio: Array = check_audio(data, 1)[0]
             return audio
         codes = np.asarray(data)
-        if codes.ndim != 2 or codes.shape[0] != self.spec.num_codebooks:
+        if codes.ndim != 2 or codes.shape[0] != self.spec.shape.num_codebooks:
             raise CodesError(
-                f"codes have shape {list(codes.shape)}, expected [{self.spec.num_codebooks}, frames] in a pool"
+                f"codes have shape {list(codes.shape)}, expected [{self.spec.shape.num_codebooks}, frames] in a pool"
             )
-        check_codes(codes[None], self.spec.num_codebooks, self.geometry.codebook_size)
+        check_codes(codes[None], self.spec.shape.num_codebooks, self.geometry.codebook_size)
         return codes.astype(np.int64)
 
     def _call(self, rows: int) -> BoundCall:

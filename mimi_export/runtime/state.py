@@ -29,7 +29,7 @@ class StreamState:
     """
 
     def __init__(self, graph: GraphSession, batch: int) -> None:
-        graph.spec.check_batch(batch)
+        graph.spec.check_rows(batch)
         self.graph = graph
         self.batch = batch
         self._growing: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class StreamState:
             raise GraphError(f"{self.graph.path} failed on {data.dtype} {list(data.shape)}: {reason}") from error
 
     def _full(self, length: int) -> bool:
-        return self.graph.spec.layout == "ring" or length == self.graph.spec.window_length
+        return self.graph.spec.shape.layout == "ring" or length == self.graph.spec.window_length
 
     def _grow(self, data: Array) -> Array:
         """A call whose states have new shapes."""

@@ -75,7 +75,7 @@ class _Stream:
     def _run(self, data: Array) -> list[Array]:
         """Run all whole calls that the buffer and `data` make; keep the rest."""
         pending = np.concatenate([self._pending, data], axis=-1) if self._pending.shape[-1] else data
-        fixed = self._state.graph.spec.frames_per_call
+        fixed = self._state.graph.spec.shape.frames_per_call
         frames = pending.shape[-1] // self._unit
         frames -= frames % (fixed or 1)
         most = fixed or MAX_FRAMES_PER_CALL
@@ -93,7 +93,7 @@ class _Stream:
         real = self._pending.shape[-1]
         if real == 0:
             return [], 0
-        quantum = self._unit * (self._state.graph.spec.frames_per_call or 1)
+        quantum = self._unit * (self._state.graph.spec.shape.frames_per_call or 1)
         padding = np.zeros((*self._pending.shape[:-1], -real % quantum), self._pending.dtype)
         return self._run(padding), real
 
@@ -109,7 +109,7 @@ class EncoderStream(_Stream):
 
     def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
         super().__init__(graph, geometry, batch, geometry.frame_size, np.zeros((batch, 1, 0), np.float32))
-        self._no_codes: Codes = np.zeros((batch, graph.spec.num_codebooks, 0), np.int64)
+        self._no_codes: Codes = np.zeros((batch, graph.spec.shape.num_codebooks, 0), np.int64)
 
     @property
     def num_samples(self) -> int:
@@ -209,7 +209,7 @@ class DecoderStream(_Stream):
             array = array[None]
         if array.ndim != 3 or array.shape[0] != self.batch:
             raise CodesError(f"codes have shape {list(array.shape)}, expected [{self.batch}, codebooks, frames]")
-        check_codes(array, self._state.graph.spec.num_codebooks, self.geometry.codebook_size)
+        check_codes(array, self._state.graph.spec.shape.num_codebooks, self.geometry.codebook_size)
         return array.astype(np.int64, copy=False)
 
 

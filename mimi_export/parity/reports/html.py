@@ -268,5 +268,5 @@ def _by_codebooks(found: Found) -> dict[int, ClipResult]:
     """One clip result for each number of codebooks: PyTorch's reconstruction depends on nothing else."""
     chosen: dict[int, ClipResult] = {}
     for report, clip in found:
-        chosen.setdefault(report.manifest.num_codebooks, clip)
+        chosen.setdefault(report.manifest.shape.num_codebooks, clip)
     return chosen

@@ -99,9 +99,9 @@ def _variant(report: VariantReport) -> Json:
         "name": report.name,
         "directory": Path(report.directory).name,
         "precision": manifest.precision,
-        "layout": manifest.layout,
-        "frames_per_call": manifest.frames_per_call,
-        "num_codebooks": manifest.num_codebooks,
+        "layout": manifest.shape.layout,
+        "frames_per_call": manifest.shape.frames_per_call,
+        "num_codebooks": manifest.shape.num_codebooks,
         "source": {"model": manifest.source.model, "revision": manifest.source.revision},
         "passed": report.passed,
         "checks": [

@@ -169,7 +169,7 @@ def _problems(run: ParityRun) -> list[str]:
 
 
 def _codebooks(run: ParityRun) -> tuple[list[str], list[list[str]]]:
-    most = max(report.manifest.num_codebooks for report in run.reports)
+    most = max(report.manifest.shape.num_codebooks for report in run.reports)
     rows = []
     for report in run.reports:
         cells = [percent(value) for value in report.codes.per_codebook]
