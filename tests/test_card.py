@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import getpass
 import json
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import wave
@@ -29,7 +31,7 @@ from mimi_export.errors import ArtifactError
 from mimi_export.export.convert import convert
 from mimi_export.export.precision import Fp16Options
 from mimi_export.export.whole_clip import export_batch
-from mimi_export.hub.card import model_card, snippets
+from mimi_export.hub.card import model_card
 from mimi_export.hub.plan import local_files
 from mimi_export.hub.subjects import read_subjects
 from mimi_export.media.signals import speech_like
@@ -100,10 +102,8 @@ def test_front_matter(card):
 
 def test_front_matter_of_made_up_weights(tiny_variant, published, tmp_path):
     """No claim about Kyutai's weights where there are none of them."""
-    import dataclasses
-
     subject = read_subjects(published.directories[:1])[0]
-    made_up = dataclasses.replace(subject, manifest=load_artifact(tiny_variant(8)).manifest)
+    made_up = dataclasses.replace(subject, made=load_artifact(tiny_variant(8)).manifest)
     text = model_card([made_up])
     assert card_errors(text) == []
     assert "base_model" not in text.split("---\n")[1]
@@ -228,34 +228,63 @@ def test_contract_equals_the_graphs(card, published):
 
 # --- programs
 
+SNIPPETS = REPOSITORY / "mimi_export" / "hub" / "snippets"
+LANGUAGES = {".py": "python", ".mjs": "javascript", ".rs": "rust", ".cs": "csharp"}
+
+
+@pytest.mark.parametrize("file", sorted(SNIPPETS.iterdir()), ids=lambda file: file.name)
+def test_card_shows_every_program_as_it_is(card, file):
+    assert f"```{LANGUAGES[file.suffix]}\n{file.read_text().strip()}\n```" in card
+
+
+def test_no_word_of_the_template_is_left(card):
+    prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    assert "$" not in prose
+    assert "<!--" not in prose
+
 
 @pytest.fixture
 def workplace(published, tmp_path):
     """A directory as the card's reader has it: the downloaded variant and a recording; and what must come out."""
     (tmp_path / "mimi").mkdir()
     shutil.copytree(published.folder / "streaming-8cb", tmp_path / "mimi" / "streaming-8cb")
+    (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
     samples = np.rint(speech_like(2.3, 6) * 32767).astype(np.int16)
-    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
-        file.setparams((1, 2, 24000, 0, "NONE", ""))
-        file.writeframes(samples.tobytes())
+    write_wav(tmp_path / "speech.wav", samples)
     codec = load(tmp_path / "mimi" / "streaming-8cb")
     encoder = codec.encoder.stream()
     codes = np.concatenate([encoder.push(samples.astype(np.float32) / 32768), encoder.flush().codes], axis=2)
     return tmp_path, codec.decoder.stream().push(codes)[0]
 
 
-def programs(card: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+def write_wav(path: Path, samples: np.ndarray, rate: int = 24000, channels: int = 1) -> None:
+    """With a chunk of another kind before the samples, as many programs write it."""
+    data = samples.astype("<i2").tobytes()
+    chunks = [
+        (b"fmt ", struct.pack("<HHIIHH", 1, channels, rate, 2 * channels * rate, 2 * channels, 16)),
+        (b"LIST", b"INFOISFT\x06\0\0\0noise\0"),
+        (b"data", data),
+    ]
+    content = b"WAVE" + b"".join(name + struct.pack("<I", len(chunk)) + chunk for name, chunk in chunks)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
 
 
-@pytest.mark.parametrize("index", [0, 1], ids=["with the base install", "with nothing but onnxruntime"])
-def test_python_programs_run(card, workplace, index):
-    folder, wanted = workplace
-    program = programs(card, "python")[index]
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+def run_program(card: str, name: str, folder: Path, source: str = "speech.wav") -> subprocess.CompletedProcess[str]:
+    """Run a program with the command line that the card shows for it."""
+    (folder / name).write_text((SNIPPETS / name).read_text())
+    command = re.search(rf"(?m)^(python|node) {re.escape(name)} .*$", card)
+    assert command is not None
+    runner, *arguments = command[0].replace("speech.wav", source).split()
+    return subprocess.run(
+        [{"python": sys.executable}.get(runner, runner), *arguments], cwd=folder, capture_output=True, text=True,
+        timeout=120, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["stream.py", "bare.py"])
+def test_python_programs_run(card, workplace, name):
+    folder, wanted = workplace
+    run = run_program(card, name, folder)
     assert run.returncode == 0, run.stderr
     with wave.open(str(folder / "decoded.wav")) as file:
         assert file.getparams()[:3] == (1, 2, 24000)
@@ -263,21 +292,41 @@ def test_python_programs_run(card, workplace, index):
     np.testing.assert_allclose(found, wanted.clip(-1, 1), atol=2 / 32768)  # 16 bits
 
 
-def test_bare_program_is_short_and_bare(card):
-    program = programs(card, "python")[1]
-    assert len(program.strip().splitlines()) <= 25
-    tree = ast.parse(program)
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert modules == {"wave", "numpy", "onnxruntime"}
-
-
 def test_javascript_program_runs(card, workplace):
     need_node("onnxruntime-node")
     folder, wanted = workplace
-    (folder / "program.mjs").write_text(programs(card, "javascript")[0])
-    (folder / "node_modules").symlink_to(FOLDER / "node_modules")
-    run_node("program.mjs", cwd=folder)
+    run = run_program(card, "stream.mjs", folder)
+    assert run.returncode == 0, run.stderr
     assert snr(wanted, np.fromfile(folder / "decoded.f32", np.float32)) >= DECODER_SNR
+
+
+@pytest.mark.parametrize("name", ["bare.py", "stream.mjs"])
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (24000, 2)])
+def test_programs_refuse_what_they_would_stretch(card, workplace, name, rate, channels):
+    if name.endswith(".mjs"):
+        need_node("onnxruntime-node")
+    folder, _ = workplace
+    write_wav(folder / "other.wav", np.zeros(4800, np.int16), rate, channels)
+    run = run_program(card, name, folder, "other.wav")
+    assert run.returncode == 1
+    assert "other.wav: expected 24000 Hz, mono, 16 bit" in run.stderr
+    assert not list(folder.glob("decoded.*"))
+
+
+def test_programs_take_one_thread(card):
+    for name, words in (
+        ("bare.py", "intra_op_num_threads = 1"), ("stream.mjs", "intraOpNumThreads: 1"),
+        ("stream.rs", "with_intra_threads(1)"), ("stream.cs", "IntraOpNumThreads = 1"),
+    ):  # fmt: skip
+        assert words in (SNIPPETS / name).read_text()
+
+
+def test_bare_program_is_short_and_bare():
+    program = (SNIPPETS / "bare.py").read_text()
+    assert len(program.strip().splitlines()) <= 40
+    tree = ast.parse(program)
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert modules == {"sys", "wave", "numpy", "onnxruntime"}
 
 
 def test_whole_clip_program_runs(card, published, tmp_path):
@@ -287,50 +336,62 @@ def test_whole_clip_program_runs(card, published, tmp_path):
     (tmp_path / user).mkdir()
     (tmp_path / user / name).symlink_to(published.folder / "batch")
     (tmp_path / "node_modules").symlink_to(FOLDER / "node_modules")
-    (tmp_path / "program.mjs").write_text(programs(card, "javascript")[1])
+    (tmp_path / "whole_clips.mjs").write_text((SNIPPETS / "whole_clips.mjs").read_text())
     setup = "import { env } from '@huggingface/transformers';\nenv.allowRemoteModels = false;\n"
     (tmp_path / "setup.mjs").write_text(f"{setup}env.localModelPath = {json.dumps(f'{tmp_path}/')};\n")
-    run = run_node("--import", "./setup.mjs", "program.mjs", cwd=tmp_path)
+    arguments = re.search(r"(?m)^node (whole_clips\.mjs .*)$", card)[1].split()
+    run = run_node("--import", "./setup.mjs", *arguments, cwd=tmp_path)
     assert " ".join(run.stdout.split()) == "[ 1, 8, 38 ] [ 1, 1, 72960 ]"
 
 
-@pytest.mark.parametrize("language", ["rust", "csharp"])
-def test_other_programs_use_the_contract(card, published, language):
-    """They cannot run here: every name and size in them is one of the definition, and brackets are closed."""
-    (program,) = programs(card, language)
-    manifest = load_artifact(published.folder / "streaming-8cb").manifest
-    encoder = manifest.spec("encoder")
-    code = re.sub(r"'.'", "", program)  # characters
+def test_rust_program_compiles(tmp_path):
+    """Against declarations of the part of `ort` that it uses; only where the compiler is."""
+    rustc = shutil.which("rustc")
+    if rustc is None:
+        pytest.skip("no Rust compiler")
+    declarations = REPOSITORY / "tests" / "rust" / "ort.rs"
+    compile_ = [rustc, "--edition", "2021", "--emit", "metadata", "-D", "warnings", "--out-dir", str(tmp_path)]
+    for arguments in (
+        ["--crate-name", "ort", "--crate-type", "lib", str(declarations)],
+        ["--crate-name", "stream", "--extern", f"ort={tmp_path}/libort.rmeta", str(SNIPPETS / "stream.rs")],
+    ):
+        run = subprocess.run([*compile_, *arguments], capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+
+
+def test_csharp_program_compiles(tmp_path):
+    """Where .NET and its packages can be had."""
+    if shutil.which("dotnet") is None:
+        pytest.skip("no .NET")
+
+    def dotnet(*arguments):
+        return subprocess.run(["dotnet", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    assert dotnet("new", "console", "--name", "stream", "--output", ".").returncode == 0
+    (tmp_path / "Program.cs").write_text((SNIPPETS / "stream.cs").read_text())
+    if dotnet("add", "package", "Microsoft.ML.OnnxRuntime").returncode != 0:
+        pytest.skip("no package of onnxruntime for .NET")
+    run = dotnet("build")
+    assert run.returncode == 0, run.stdout
+
+
+def test_csharp_program_reads_what_the_manifest_has(published):
+    program = (SNIPPETS / "stream.cs").read_text()
+    record = load_artifact(published.folder / "streaming-8cb").manifest.to_dict()["graphs"]["encoder"]
+    for key in re.findall(r'GetProperty\("(\w+)"\)', program):
+        assert key in {"graphs", "encoder", "decoder", "name"} | record.keys() | record["states"][0].keys(), key
+    code = re.sub(r"//.*|\"[^\"]*\"", "", program)
     for opening, closing in ("()", "[]", "{}"):
         assert code.count(opening) == code.count(closing)
-    assert "mimi/streaming-8cb" in program
-    assert "@" not in program, "a word of the template was not filled in"
-    assert str(manifest.geometry.frame_size) in program
-    if language == "csharp":
-        record = manifest.to_dict()["graphs"]["encoder"]
-        for key in re.findall(r'GetProperty\("(\w+)"\)', program):
-            assert key in {"graphs", "encoder", "decoder", "name"} | record.keys() | record["states"][0].keys(), key
-        return
-    key = next(state for state in encoder.states if state.kind == "key")
-    sizes = {name: int(value) for name, value in re.findall(r"const (\w+): usize = (\d+);", program)}
-    layers = sum(state.kind == "key" for state in encoder.states)
-    assert sizes == {"FRAME": 1920, "LAYERS": layers, "HEADS": key.past_shape[1], "HEAD_DIM": key.past_shape[3]}
-    kinds = re.findall(r'"(\w+_)\{name\}"', program)
-    assert kinds == ["past_", "present_"]
-    pattern = re.search(r'format!\("(\w+_)\{\}(_\w+)", words\[1\]\)', program)
-    assert pattern is not None
-    text = (published.folder / "streaming-8cb" / "state_spec.txt").read_text()
-    section_text = text.split("[encoder]\n")[1].split("\n\n")[0]
-    names = [pattern[1] + line.split()[1] + pattern[2] for line in section_text.splitlines()]
-    assert [f"past_{name}" for name in names] == [tensor.name for tensor in encoder.inputs[1 : len(names) + 1]]
-    data = re.findall(r'\.call\("(\w+)", "(\w+)"', program)
-    wanted = [(graph.data_input.name, graph.data_output.name) for graph in map(manifest.spec, GRAPH_KINDS)]
-    assert data == wanted
 
 
-def test_card_shows_every_snippet(card, subjects):
-    for snippet in snippets(subjects, REPO):
-        assert f"```{snippet.language}\n{snippet.code}\n```" in card
+def test_programs_for_mimi_are_left_out_for_another_frame(subjects):
+    """Those without this package take 1920 samples at 24000 Hz for granted."""
+    manifest = subjects[0].manifest
+    other = dataclasses.replace(manifest, geometry=dataclasses.replace(manifest.geometry, sampling_rate=48_000))
+    text = model_card([dataclasses.replace(subjects[0], made=other)])
+    assert "from mimi_export.runtime import load" in text
+    assert "onnxruntime-node" not in text
 
 
 # --- the rest

@@ -28,23 +28,36 @@ Json = dict[str, Any]
 class Subject:
     """One directory to publish.
 
-    `files` are those to send, by name below `path`; `prefix` is where they go in the repository; `reports` are the
-    records of `report.json` that vouch for them (a whole-clip directory has one for each data type).
+    `made` says how the files came to be; `files` are those to send, by name below `path`; `prefix` is where they go
+    in the repository; `reports` are the records of `report.json` that vouch for them (a whole-clip directory has one
+    for each data type).
     """
 
     path: Path
-    name: str
+    made: Manifest | BatchManifest
     prefix: str
     files: Mapping[str, FileEntry]
     reports: Sequence[Json]
-    manifest: Manifest | None = None
-    batch: BatchManifest | None = None
+
+    @property
+    def name(self) -> str:
+        """As the directory's own list of files says."""
+        return self.made.name
 
     @property
     def model(self) -> str:
         """Where the weights came from."""
-        source = self.manifest.source if self.manifest is not None else self.batch.source if self.batch else None
-        return source.model if source is not None else ""
+        return self.made.source.model
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of a variant."""
+        return self.made if isinstance(self.made, Manifest) else None
+
+    @property
+    def batch(self) -> BatchManifest | None:
+        """Of a directory for whole clips."""
+        return self.made if isinstance(self.made, BatchManifest) else None
 
 
 def read_subjects(
@@ -123,7 +136,7 @@ def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
     record = _vouching(directory, manifest.files, records)
     path = directory / MANIFEST_NAME
     files = {**manifest.files, MANIFEST_NAME: FileEntry(path.stat().st_size, sha256(path))}
-    return Subject(directory, manifest.name, f"{manifest.name}/", files, [record], manifest=manifest)
+    return Subject(directory, manifest, f"{manifest.name}/", files, [record])
 
 
 def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
@@ -134,7 +147,7 @@ def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
         vouching.append(_vouching(directory, wanted, records))
     path = directory / BATCH_MANIFEST
     files = {**manifest.files, BATCH_MANIFEST: FileEntry(path.stat().st_size, sha256(path))}
-    return Subject(directory, manifest.name, "", files, vouching, batch=manifest)
+    return Subject(directory, manifest, "", files, vouching)
 
 
 def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence[Json]) -> Json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
 from mimi_export.hub.subjects import Json, Subject
 
@@ -135,15 +134,6 @@ def checks(records: Sequence[Json]) -> str:
         for check in record["checks"]
     ]
     return markdown(("variant", "measured", "wanted", "found"), rows, 3)
-
-
-def layouts(subjects: Sequence[Subject]) -> list[Manifest]:
-    """One manifest for each contract among the variants: layout and frames a call."""
-    found: dict[tuple[str, int | None], Manifest] = {}
-    for subject in subjects:
-        if subject.manifest is not None:
-            found.setdefault((subject.manifest.shape.layout, subject.manifest.shape.frames_per_call), subject.manifest)
-    return list(found.values())
 
 
 def _three(difference: Mapping[str, Any], digits: tuple[int, int]) -> list[str]:
