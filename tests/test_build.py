@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.precision import Fp16Options
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError, OutputError, ParityError
@@ -20,7 +21,7 @@ from mimi_export.export.build import Built, build
 
 FIRST = Variant("first", ExportRecipe(Shape(8), "model-a"))
 SECOND = Variant("second", ExportRecipe(Shape(8), "model-b"))
-HALF = Variant("half", ConvertRecipe("first", "fp16"))
+HALF = Variant("half", ConvertRecipe("first", Fp16Options()))
 VARIANTS = {variant.name: variant for variant in (HALF, FIRST, SECOND)}
 
 
@@ -43,19 +44,20 @@ def house(tiny_variant, tiny_checkpoint, tmp_path, monkeypatch):
             model=house.model, geometry=tiny_checkpoint.geometry, source=model, revision=revision or "r1"
         )
 
-    def convert(recipe, parent, path):
+    def convert(parent, path, options, *, force, progress):
         log.append(f"convert {parent.name}")
         shutil.copytree(parent, path, dirs_exist_ok=True)
 
     def house(names=("first",), variants=VARIANTS, **options):
         log.clear()
-        options = {"converters": {"fp16": convert}, "load": load} | options
+        options = {"load": load} | options
         return build(variants, names, tmp_path / "artifacts", progress=lambda text: None, **options)
 
     house.log = log
     house.model = torch.nn.Linear(2, 2)
     house.path = tmp_path / "artifacts"
     monkeypatch.setattr(build_module, "export_variant", export)
+    monkeypatch.setattr(build_module, "convert", convert)
     monkeypatch.setattr(build_module, "_code_sha256", lambda: "fixed")  # a source may be edited meanwhile
     return house
 
@@ -121,17 +123,13 @@ def test_a_changed_parent_is_converted_again(house):
     content = json.loads(manifest.read_bytes())
     content["tools"]["torch"] = "99"  # a parent that differs in nothing but its manifest
 
-    def convert(recipe, parent, path):
-        house.log.append("converted again")
-
-    assert house(["half"], converters={"fp16": convert})[1].reused is True
+    assert house(["half"])[1].reused is True
     manifest.write_text(json.dumps(content))
     stamp = house.path / ".build" / "first.json"
     record = json.loads(stamp.read_bytes())
     stamp.write_text(json.dumps(record | {"manifest": build_module.sha256(manifest)}))
-    built = house(["half"], converters={"fp16": convert})
-    assert [entry.reused for entry in built] == [True, False]
-    assert house.log[-1] == "converted again"
+    assert [entry.reused for entry in house(["half"])] == [True, False]
+    assert house.log[-1] == "convert first"
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
@@ -149,12 +147,13 @@ def test_what_was_not_built_here_is_not_replaced(house, kind, tiny_variant):
         assert house(force=True)[0].reused is False
 
 
-def test_an_interrupted_build_is_taken_up(house):
-    def broken(recipe, parent, path):
+def test_an_interrupted_build_is_taken_up(house, monkeypatch):
+    def broken(*arguments, **options):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        house(["half"], converters={"fp16": broken})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build_module, "convert", broken)
+        house(["half"])
     (house.path / "half").mkdir()
     (house.path / "half" / "manifest.json").write_text("{}")  # as if it ended between the rename and the stamp
     assert [entry.reused for entry in house(["half"])] == [True, False]
@@ -180,8 +179,6 @@ def test_a_variant_is_good_only_after_its_check(house):
 def test_unknown_names(house):
     with pytest.raises(ConfigError, match="no variant 'third'; configured are half, first, second"):
         house(["third"])
-    with pytest.raises(ConfigError, match="half: this program has no conversion to fp16"):
-        house(["half"], converters={})
     assert not house.path.exists()
 
 

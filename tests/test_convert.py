@@ -1,6 +1,5 @@
 """Conversion of whole variants: what comes out, how good it is, and every way to ask for it wrongly."""
 
-import dataclasses
 import errno
 import json
 import shutil
@@ -19,12 +18,13 @@ from mimi_export.cli import main
 from mimi_export.cli.errors import errors_as_exit_codes
 from mimi_export.contract.directory import MANIFEST_NAME, load_artifact
 from mimi_export.contract.files import sha256
+from mimi_export.contract.precision import Fp16Options, Int8Options, patterns_for
 from mimi_export.contract.recipes import ConvertRecipe, load_variants
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError, ConfigError, GraphError, OutputError
 from mimi_export.export import convert as conversion
 from mimi_export.export.convert import convert, convert_graph
-from mimi_export.export.precision import Fp16Options, Int8Options, check_patterns, patterns_for
+from mimi_export.export.precision import check_patterns
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.runtime import load
@@ -41,11 +41,9 @@ FAST_CONVS = tuple(
 CASES = {
     "fp16": (Fp16Options(), 55),
     "portable": (Int8Options(), 25),
-    "portable fine": (Int8Options(fine=("*",), keep=(*FAST_CONVS, "decoder:*.projection")), 30),
+    "portable fine": (Int8Options(fine=("*",), keep_float=(*FAST_CONVS, "decoder:*.projection")), 30),
     "portable signed": (Int8Options(signed=True), 25),
-    "single": (Int8Options(target="single", block_size=16), 25),
-    "codebooks": (Int8Options(codebooks=True), 25),
-    "stored": (Int8Options(fine=("*",), store=("*.table", "convs.dec_8.*")), 22),
+    "codebooks": (Int8Options(round_codebooks=True), 25),
 }
 
 
@@ -95,12 +93,11 @@ def test_near_the_reference(converted, truth, case):
     assert equal > (0.97 if case == "fp16" else 0.5)
 
 
-@pytest.mark.parametrize("case", ["portable", "single"])
-def test_ring(tiny_variant, converted, truth, case):
-    path = converted(case, tiny_variant(layout="ring", frames_per_call=1))
+def test_ring(tiny_variant, converted, truth):
+    path = converted("portable", tiny_variant(layout="ring", frames_per_call=1))
     assert load_artifact(path).manifest.shape.layout == "ring"
     got = run_decoder(path, truth[1])
-    assert CASES[case][1] < snr(truth[2], got) < 90
+    assert CASES["portable"][1] < snr(truth[2], got) < 90
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,10 +106,11 @@ def test_directory(parent, converted, case):
     assert after.manifest.precision == ("fp16" if case == "fp16" else "int8")
     assert after.manifest.name == converted(case).name
     assert (converted(case) / "state_spec.txt").read_bytes() == (parent / "state_spec.txt").read_bytes()
-    first, *passes = after.manifest.conversion
+    first, options, *graphs = after.manifest.conversion
     assert first["parent"] == before.manifest.name
     assert first["files"] == {name: entry.sha256 for name, entry in before.manifest.files.items()}
-    assert {record["graph"] for record in passes} == set(GRAPH_KINDS)
+    assert options == CASES[case][0].record()
+    assert [record["graph"] for record in graphs] == list(GRAPH_KINDS)
     for kind in GRAPH_KINDS:
         old, new = onnx.load(before.graph_path(kind)), onnx.load(after.graph_path(kind))
         assert old.graph.input == new.graph.input
@@ -184,7 +182,7 @@ def test_patterns_of_one_graph():
     assert patterns_for("decoder", patterns) == ("a", "c.*")
 
 
-@pytest.mark.parametrize("options", [Fp16Options(keep=("layer.0.fc1",)), Int8Options(fine=("encoder:*.table",))])
+@pytest.mark.parametrize("options", [Fp16Options(keep_float=("layer.0.fc1",)), Int8Options(fine=("encoder:*.table",))])
 def test_a_pattern_that_fits_nothing(parent, tmp_path, options):
     with pytest.raises(ConfigError, match=r"no weight is called '(layer.0.fc1|encoder:\*.table)'"):
         convert(parent, tmp_path / "x", options)
@@ -193,25 +191,16 @@ def test_a_pattern_that_fits_nothing(parent, tmp_path, options):
 
 def test_keep(parent):
     model = ir.load(load_artifact(parent).decoder_path)
-    options = Int8Options(keep=("layers.*.fc1", "encoder:layers.*.fc2"))
+    options = Int8Options(keep_float=("layers.*.fc1", "encoder:layers.*.fc2"))
     check_patterns(dict.fromkeys(GRAPH_KINDS, model), options)
     weights = convert_graph(model, "decoder", options).model.graph.initializers
     assert weights["layers.0.fc1"].dtype == weights["layers.1.fc1"].dtype == ir.DataType.FLOAT
     assert weights["layers.0.fc2"].dtype == ir.DataType.UINT8
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target": "server"}, "target is 'server', expected one of portable, single"),
-        ({"block_size": 100}, "block size is 100, expected one of 16, 32"),
-        ({"bits": 4}, "bits is 4 for target portable"),
-        ({"bits": 3, "target": "single"}, "bits is 3"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ConfigError, match=message):
-        Int8Options(**options)
+def test_bad_options():
+    with pytest.raises(ConfigError, match="min_elements is -1, expected 0 or more"):
+        Int8Options(min_elements=-1)
 
 
 def damaged(parent, tmp_path, change):
@@ -252,7 +241,7 @@ def test_bad_parents(parent, tmp_path, damage, options):
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 
 
-@pytest.mark.parametrize("case", ["fp16", "portable", "single"])
+@pytest.mark.parametrize("case", ["fp16", "portable"])
 @pytest.mark.parametrize("options", [Fp16Options(), Int8Options()])
 def test_converted_already(converted, tmp_path, case, options):
     with pytest.raises(ArtifactError, match=r"is (fp16|int8) already; convert the fp32 variant that it was made from"):
@@ -308,8 +297,8 @@ def test_configurations(parent, tmp_path):
         assert floors["latent_snr_db"] >= (60 if "fp16" in name else 33)
         assert floors["decoder_snr_db"] >= (60 if "fp16" in name else 33)
         if "8cb" in name:
-            conversion.CONVERTERS[variant.recipe.precision](variant.recipe, parent, tmp_path / name)
-            assert load_artifact(tmp_path / name).manifest.precision == variant.recipe.precision
+            convert(parent, tmp_path / name, variant.recipe.options)
+            assert load_artifact(tmp_path / name).manifest.precision == variant.recipe.options.precision
 
 
 def command(*arguments):
@@ -327,12 +316,17 @@ def test_command_line(parent, tmp_path, capsys):
     assert shown["precision"] == "fp16"
     assert shown["underflows"] == 0
     assert set(shown["files"]) == {"encoder_model.onnx", "decoder_model.onnx"}
-    command("convert", "int8", parent, tmp_path / "int8", "--target", "single", "--block-size", 16,
-            "--keep-float", "layers.*.fc1", "--fine", "convs.*")  # fmt: skip
+    command("convert", "int8", parent, tmp_path / "int8", "--round-codebooks", "--min-elements", 16,
+            "--keep-float", "layers.*.fc1", "--fine", "convs.*", "--fine", "*.projection")  # fmt: skip
     assert "encoder_model.onnx" in capsys.readouterr().out
-    record = load_artifact(tmp_path / "int8").manifest.conversion[2]
-    assert (record["pass"], record["block_size"]) == ("BlockProducts", 16)
-    assert "layers.*.fc1" in record["keep"]
+    assert load_artifact(tmp_path / "int8").manifest.conversion[1] == {
+        "precision": "int8",
+        "keep_float": ["layers.*.fc1"],
+        "fine": ["convs.*", "*.projection"],
+        "signed": False,
+        "round_codebooks": True,
+        "min_elements": 16,
+    }
 
 
 def test_command_line_errors(parent, tmp_path, capsys):
@@ -340,8 +334,8 @@ def test_command_line_errors(parent, tmp_path, capsys):
         command("convert", "fp16", tmp_path / "nothing", tmp_path / "x")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: there is no directory")
     with pytest.raises(typer.Exit):
-        command("convert", "int8", parent, tmp_path / "x", "--block-size", 7)
-    assert "block size is 7" in capsys.readouterr().err
+        command("convert", "int8", parent, tmp_path / "x", "--min-elements", -7)
+    assert "min_elements is -7" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -388,14 +382,12 @@ def test_sensitivity_command(parent, monkeypatch, capsys):
     ("fp16", 60, 60),
     ("portable", 33, 33),
     ("portable fine", 38, 38),
-    ("single", 33, 33),
 ])  # fmt: skip
 def test_budgets_on_the_real_geometry(full_variant, full_checkpoint, tmp_path, jfk, case, latents, audio):
     """The floors that variants are promised with; sizes as in the published comparison."""
     from mimi_export.parity.measure import measure
 
-    options = dataclasses.replace(CASES[case][0], **({"block_size": 64} if case == "single" else {}))
-    done = convert(full_variant(8), tmp_path / "x", options)
+    done = convert(full_variant(8), tmp_path / "x", CASES[case][0])
     sizes = {name: entry.bytes / 2**20 for name, entry in done.manifest.files.items()}
     most = (92, 90) if case == "fp16" else (66, 62)
     assert sizes["encoder_model.onnx"] <= most[0]

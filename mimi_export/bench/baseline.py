@@ -39,8 +39,7 @@ from mimi_export.export.variant import OPSET, quiet_exporter, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.steps.rope import inverse_frequencies
 from mimi_export.model.upstream import Parts, parts
-from mimi_export.passes.interface import SetInterface
-from mimi_export.passes.metadata import SetMetadata
+from mimi_export.passes.interface import SetInterface, SetMetadata
 
 NAME = "public-design"
 EXAMPLE = {BATCH: 2, FRAMES: 3, PAST: 6}

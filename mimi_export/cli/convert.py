@@ -2,87 +2,19 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_table
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json
-
-if TYPE_CHECKING:
-    from mimi_export.export.precision import Int8Options, Options
+from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, takes_options
+from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 
 InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
 OutputDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory to make.")]
 Name = Annotated[str | None, typer.Option("--name", help="The new variant's name [default: that of OUT_DIR].")]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--keep-float",
-        metavar="PATTERN",
-        help="Weights to leave in float32, by name (`decoder:*.projection`); may be given several times.",
-    ),
-]
-
-
-class TargetName(str, Enum):
-    """Where an int8 variant is to run."""
-
-    portable = "portable"
-    single = "single"
-
-
-Target = Annotated[
-    TargetName,
-    typer.Option(
-        "--target",
-        help="portable: standard operators (MatMulInteger), for any onnxruntime and WebAssembly. single: MatMulNBits, "
-        "for one stream on a processor with onnxruntime 1.22 or later. The default is portable, because it loads "
-        "everywhere, while single gains a tenth for one stream and nothing for batches; with --signed portable is the "
-        "fastest of all.",
-    ),
-]
-BlockSize = Annotated[int, typer.Option("--block-size", help="Weights with one scale, for --target single.")]
-Bits = Annotated[int, typer.Option("--bits", help="8, or 4 with --target single as an experiment.")]
-Fine = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fine",
-        metavar="PATTERN",
-        help="Products whose activations get 16 bits, at no cost in size [default: convs.* and *.projection; "
-        "'*' is the most accurate].",
-    ),
-]
-Store = Annotated[
-    list[str] | None,
-    typer.Option("--store", metavar="PATTERN", help="Weights to store in 8 bits and to compute as float32."),
-]
-Signed = Annotated[
-    bool,
-    typer.Option(
-        "--signed",
-        help="int8 instead of uint8 weights for MatMulInteger: faster with VNNI or AMX and on ARM, but x86 processors "
-        "without VNNI then saturate and give wrong results.",
-    ),
-]
-Codebooks = Annotated[
-    bool,
-    typer.Option(
-        "--round-codebooks",
-        help="Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 1 of 100 codes.",
-    ),
-]
-MinElements = Annotated[
-    int | None,
-    typer.Option(
-        "--min-elements",
-        metavar="N",
-        help="Leave weights with fewer elements in float32 [default: a 400th of the graph]; 0 for none.",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -98,10 +30,11 @@ def register(app: typer.Typer) -> None:
     app.command("sensitivity", short_help="Measure what 8 bits cost, one group of weights at a time.")(sensitivity)
 
 
+@takes_options(Fp16Options)
 def convert_fp16(
     input_dir: InputDir,
     output_dir: OutputDir,
-    keep_float: Keep = None,
+    options: Fp16Options,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -111,23 +44,14 @@ def convert_fp16(
     \b
       mimi-export convert fp16 artifacts/streaming-8cb artifacts/streaming-8cb-fp16
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    with needs_extra("export", "mimi-export convert"):
-        from mimi_export.export.precision import Fp16Options
-    run_conversion(input_dir, output_dir, Fp16Options(tuple(keep_float or ())), name, force, json)
+    run_conversion(input_dir, output_dir, options, name, force, json)
 
 
+@takes_options(Int8Options)
 def convert_int8(
     input_dir: InputDir,
     output_dir: OutputDir,
-    target: Target = TargetName.portable,
-    block_size: BlockSize = 64,
-    bits: Bits = 8,
-    keep_float: Keep = None,
-    fine: Fine = None,
-    store: Store = None,
-    signed: Signed = False,
-    round_codebooks: Codebooks = False,
-    min_elements: MinElements = None,
+    options: Int8Options,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -137,9 +61,7 @@ def convert_int8(
     \b
       mimi-export convert int8 artifacts/streaming-8cb artifacts/streaming-8cb-int8
       mimi-export convert int8 IN OUT --fine '*' --keep-float 'decoder:*.projection'
-      mimi-export convert int8 IN OUT --target single --block-size 128
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    options = _int8_options(target, block_size, bits, keep_float, fine, store, signed, round_codebooks, min_elements)
     run_conversion(input_dir, output_dir, options, name, force, json)
 
 
@@ -148,8 +70,9 @@ def run_conversion(
 ) -> None:
     """Convert and show the sizes; shared with `scripts/weight_fp16.py`."""
     from mimi_export.contract.directory import load_artifact
-    from mimi_export.export.convert import convert
 
+    with needs_extra("export", "mimi-export convert"):
+        from mimi_export.export.convert import convert
     with Steps() as steps:
         done = convert(input_dir, output_dir, options, name=name, force=force, progress=steps.step)
     before, after = load_artifact(input_dir).manifest.files, done.manifest.files
@@ -161,7 +84,9 @@ def run_conversion(
             "name": done.manifest.name,
             "precision": done.manifest.precision,
             "files": {file: after[file].bytes for file in names},
-            "weights": {kind: len(weights) for kind, weights in done.weights.items()},
+            "weights": {
+                kind: sum(form != "float32" for form in graph.forms.values()) for kind, graph in done.graphs.items()
+            },
             "underflows": done.underflows,
         })  # fmt: skip
         return
@@ -171,7 +96,9 @@ def run_conversion(
         note(f"{done.underflows} weights are too small for float16 and became zero")
 
 
+@takes_options(Int8Options, fine=())
 def sensitivity(
+    options: Int8Options,
     variant: Annotated[Path, typer.Argument(metavar="DIR", help="A finished fp32 variant.")] = DEFAULT_VARIANT,
     clip: Annotated[
         Path | None, typer.Option("--clip", metavar="FILE", help="Speech to measure with [default: generated].")
@@ -179,14 +106,6 @@ def sensitivity(
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="The reference [default: what the variant names].")
     ] = None,
-    target: Target = TargetName.portable,
-    block_size: BlockSize = 64,
-    bits: Bits = 8,
-    keep_float: Keep = None,
-    fine: Fine = None,
-    signed: Signed = False,
-    round_codebooks: Codebooks = False,
-    min_elements: MinElements = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
     json: Json = False,
 ) -> None:
@@ -199,8 +118,6 @@ def sensitivity(
     Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
     made in turn, and need a quiet machine.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    fine = fine if fine is not None else []
-    options = _int8_options(target, block_size, bits, keep_float, fine, None, signed, round_codebooks, min_elements)
     with needs_extra("export", "mimi-export sensitivity"):
         from mimi_export.model.checkpoint import load_checkpoint, load_source
         from mimi_export.parity.clips import clips_from_files
@@ -219,32 +136,6 @@ def sensitivity(
         return
     columns = ("graph", "group", "form", "dB", "dB gained", "MiB more", "ms more")
     show_table("Sensitivity to 8 bits", columns, [row.cells() for row in rows])
-
-
-def _int8_options(
-    target: TargetName,
-    block_size: int,
-    bits: int,
-    keep_float: list[str] | None,
-    fine: list[str] | None,
-    store: list[str] | None,
-    signed: bool,
-    codebooks: bool,
-    min_elements: int | None,
-) -> Int8Options:
-    with needs_extra("export", "mimi-export convert"):
-        from mimi_export.export.precision import FINE, Int8Options
-    return Int8Options(
-        target=target.value,
-        block_size=block_size,
-        bits=bits,
-        keep=tuple(keep_float or ()),
-        fine=FINE if fine is None else tuple(fine),
-        store=tuple(store or ()),
-        signed=signed,
-        codebooks=codebooks,
-        min_elements=min_elements,
-    )
 
 
 def _mebibytes(size: int) -> float:

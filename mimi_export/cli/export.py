@@ -170,7 +170,6 @@ def build(
     variants = load_variants(find_configs(configs))
     with needs_extra("export", "mimi-export build"):
         from mimi_export.export.build import build as build_variants
-        from mimi_export.export.convert import CONVERTERS
         from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
         from mimi_export.parity.gate import ParityGate
     with Steps() as steps:
@@ -186,7 +185,6 @@ def build(
             model=model,
             revision=revision,
             force=force,
-            converters=CONVERTERS,
             check=ParityGate(variants, load, model, revision, steps.step) if check else None,
             progress=steps.step,
             load=load,

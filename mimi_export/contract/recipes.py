@@ -23,11 +23,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mimi_export.contract.precision import PRECISIONS, Options
 from mimi_export.contract.spec import KV_LAYOUTS, Shape
 from mimi_export.errors import ConfigError
 
@@ -46,21 +47,6 @@ METRICS: dict[str, str] = {
     "latent_snr_db": "latents before the quantiser against the reference's, in dB",
     "decoder_snr_db": "audio decoded from the reference's codes against the reference's audio, in dB",
     "end_to_end_snr_db": "audio encoded and decoded against the reference's, in dB",
-}
-# Options of a conversion by the precision it gives: key -> TOML type.
-CONVERSIONS: dict[str, dict[str, type]] = {
-    "fp16": {"keep": list},
-    "int8": {
-        "target": str,
-        "block_size": int,
-        "bits": int,
-        "keep": list,
-        "fine": list,
-        "store": list,
-        "signed": bool,
-        "codebooks": bool,
-        "min_elements": int,
-    },
 }
 
 
@@ -94,11 +80,10 @@ class ExportRecipe:
 
 @dataclass(frozen=True)
 class ConvertRecipe:
-    """A variant converted from the finished variant called `parent`; `options` are those of its precision."""
+    """A variant converted from the finished variant called `parent`; the options' fields are the table's keys."""
 
     parent: str
-    precision: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -201,6 +186,7 @@ class _Table:
             raise ConfigError(f"{self.where(key)} is an unknown key{hint}")
 
 
+_TOML_TYPES: dict[str, type] = {"tuple[str, ...]": list, "bool": bool, "int | None": int}
 _TYPE_WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table", bool: "a flag"}
 
 
@@ -222,12 +208,17 @@ def _convert_recipe(table: _Table | None) -> ConvertRecipe:
     if table is None:
         raise ConfigError("a variant needs a table [export] or [convert]")
     parent, precision = table.take("parent", str), table.take("precision", str)
-    if precision not in CONVERSIONS:
-        raise ConfigError(f"{table.where('precision')} is {precision!r}, expected one of {', '.join(CONVERSIONS)}")
-    known = CONVERSIONS[precision]
-    options = {key: table.take(key, kind) for key, kind in known.items() if key in table.values}
+    if precision not in PRECISIONS:
+        raise ConfigError(f"{table.where('precision')} is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    kind = PRECISIONS[precision]
+    known = {entry.name: _TOML_TYPES[str(entry.type)] for entry in fields(kind)}
+    values: dict[str, Any] = {key: table.take(key, wanted) for key, wanted in known.items() if key in table.values}
     table.finish(("parent", "precision", *known))
-    return ConvertRecipe(parent, precision, options)
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    try:
+        return ConvertRecipe(parent, kind(**values))
+    except ConfigError as error:
+        raise ConfigError(f"{table.path}: {table.prefix.rstrip('.')}: {error}") from error
 
 
 def _budgets(table: _Table) -> tuple[Budget, ...]:

@@ -24,8 +24,10 @@ from typing import Any
 import mimi_export
 from mimi_export.contract.directory import FORMAT_VERSION, MANIFEST_NAME, load_artifact
 from mimi_export.contract.files import atomic_file, sha256
+from mimi_export.contract.precision import Options
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.errors import ArtifactError, ConfigError, OutputError
+from mimi_export.export.convert import convert
 from mimi_export.export.variant import export_variant, tool_versions
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
 
@@ -34,7 +36,6 @@ STAMPS = ".build"
 NOT_INPUTS = frozenset({"bench", "cli", "hub", "parity"})  # rooms that no byte of a variant depends on
 
 Progress = Callable[[str], None]
-Converter = Callable[[ConvertRecipe, Path, Path], object]  # (recipe, parent's directory, directory to make)
 Check = Callable[[Variant, Path], object]
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ def build(
     model: str | None = None,
     revision: str | None = None,
     force: bool = False,
-    converters: Mapping[str, Converter] | None = None,
     check: Check | None = None,
     progress: Progress = logger.info,
     load: Callable[[str, str | None], Checkpoint] = load_checkpoint,
@@ -70,23 +70,17 @@ def build(
         model: take the weights from here, whatever the configurations say.
         revision: of `model`.
         force: build again even what is unchanged, and replace directories that were not made here.
-        converters: what makes a converted variant, by precision; writes the whole directory or raises.
         check: called with each variant that was not found good before; raises if it is not good. The variant then
             stays where it is for inspection, but is not marked as built.
         progress: told of each step.
         load: how a checkpoint is loaded from model and revision.
 
     Raises:
-        ConfigError: an unknown name, or a precision that no converter makes.
+        ConfigError: an unknown name.
         OutputError: a directory is in the way, or cannot be written.
         CheckpointError: the weights cannot be had.
     """
     order = _order(variants, names)
-    converters = converters or {}
-    for variant in order:
-        recipe = variant.recipe
-        if isinstance(recipe, ConvertRecipe) and recipe.precision not in converters:
-            raise ConfigError(f"{variant.name}: this program has no conversion to {recipe.precision}")
     targets = {variant.name: _Target(Path(output_dir), variant.name) for variant in order}
     if not force:
         for target in targets.values():
@@ -102,7 +96,7 @@ def build(
         else:
             parent = targets[recipe.parent].path
             inputs = {"parent": sha256(parent / MANIFEST_NAME)}
-            make = partial(converters[recipe.precision], recipe, parent, target.path)
+            make = partial(_convert, parent, target.path, recipe.options, _told(variant.name, progress))
         fingerprint = _fingerprint(variant, inputs)
         reused = not force and target.is_unchanged(fingerprint)
         if reused:
@@ -126,8 +120,16 @@ def _export(name: str, recipe: ExportRecipe, checkpoint: Checkpoint, path: Path,
         recipe.shape,
         name=name,
         force=True,
-        progress=lambda text: progress(f"{name}: {text}"),
+        progress=_told(name, progress),
     )
+
+
+def _convert(parent: Path, path: Path, options: Options, progress: Progress) -> None:
+    convert(parent, path, options, force=True, progress=progress)
+
+
+def _told(name: str, progress: Progress) -> Progress:
+    return lambda text: progress(f"{name}: {text}")
 
 
 def _order(variants: Mapping[str, Variant], names: Sequence[str]) -> list[Variant]:

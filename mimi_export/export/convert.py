@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,14 @@ import onnx_ir as ir
 from mimi_export import __version__
 from mimi_export.contract.directory import Artifact, Manifest, load_artifact, metadata_props, write_manifest
 from mimi_export.contract.files import atomic_directory
-from mimi_export.contract.recipes import ConvertRecipe
+from mimi_export.contract.precision import Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError, OutputError
-from mimi_export.export.precision import (
-    CODEBOOKS,
-    Fp16Options,
-    Int8Options,
-    Options,
-    check_patterns,
-    fewest_elements,
-    kept_float,
-    patterns_for,
-)  # fmt: skip
-from mimi_export.passes.fp16_weights import HalfWeights, HalvedWeight
-from mimi_export.passes.int8_block import BlockProducts
+from mimi_export.export.precision import Form, Forms, check_patterns, weight_forms
+from mimi_export.passes.fp16_weights import HalfWeights, HalfWeightsResult
 from mimi_export.passes.int8_codebooks import RoundedCodebooks
-from mimi_export.passes.int8_dynamic import DynamicProducts
-from mimi_export.passes.int8_products import RoundedWeight
-from mimi_export.passes.int8_storage import StoredWeights
-from mimi_export.passes.metadata import SetMetadata
-from mimi_export.passes.weights import SCALES
+from mimi_export.passes.int8_dynamic import DynamicMatmuls
+from mimi_export.passes.interface import SetMetadata
 from mimi_export.runtime.golden import write_golden
 
 FP32 = "fp32"
@@ -51,33 +39,26 @@ Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 
-Weight = HalvedWeight | RoundedWeight
-
-
 @dataclass(frozen=True)
 class ConvertedGraph:
-    """A graph after its passes: the model, what was done to each weight, and a record for each pass."""
+    """A graph after its passes, the form of each of its weights, and how many values became zero as float16."""
 
     model: ir.Model
-    weights: tuple[Weight, ...]
-    records: tuple[dict[str, Any], ...]
+    forms: Forms
+    underflows: int
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: the new manifest, and what was done to the weights of each graph."""
+    """A finished conversion: the new manifest, and what was done to each graph."""
 
     manifest: Manifest
-    weights: dict[GraphKind, tuple[Weight, ...]] = field(default_factory=dict)
+    graphs: dict[GraphKind, ConvertedGraph]
 
     @property
     def underflows(self) -> int:
         """Weights that were not zero and are zero as float16."""
-        return sum(weight.underflows for weight in self._all() if isinstance(weight, HalvedWeight))
-
-    def _all(self) -> Iterator[Weight]:
-        for weights in self.weights.values():
-            yield from weights
+        return sum(graph.underflows for graph in self.graphs.values())
 
 
 def convert(
@@ -110,20 +91,19 @@ def convert(
         raise OutputError(f"{target} is the directory to convert; choose another one for the result")
     parent = load_artifact(source, verify_hashes=True)
     _refuse_converted(parent)
-    precision = "fp16" if isinstance(options, Fp16Options) else "int8"
     with atomic_directory(target, force) as directory:
         graphs: dict[GraphKind, ConvertedGraph] = {}
         models = {kind: ir.load(parent.graph_path(kind)) for kind in GRAPH_KINDS}
         _refuse_mixed(parent, models)
         check_patterns(models, options)
         for kind in GRAPH_KINDS:
-            progress(f"converting the {kind} to {precision}")
+            progress(f"converting the {kind} to {options.precision}")
             graphs[kind] = convert_graph(models[kind], kind, options)
         manifest = dataclasses.replace(
             parent.manifest,
             name=name or target.resolve().name,
-            precision=precision,
-            conversion=[_parent_record(parent), *_join_records(graphs)],
+            precision=options.precision,
+            conversion=[_parent_record(parent), options.record(), *map(_weights_record, graphs.items())],
             files={},
         )
         for kind in GRAPH_KINDS:
@@ -135,7 +115,7 @@ def convert(
         progress("running the golden clip")
         write_golden(directory, manifest)
         manifest = write_manifest(directory, manifest)
-    return Conversion(manifest, {kind: graph.weights for kind, graph in graphs.items()})
+    return Conversion(manifest, graphs)
 
 
 def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> ConvertedGraph:
@@ -145,54 +125,27 @@ def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> Convert
         ArtifactError: a pass refuses the graph.
         GraphError: a weight does not fit into float16.
     """
-    weights: list[Weight] = []
-    records: list[dict[str, Any]] = []
-    for step in _passes(model, kind, options):
+    forms = weight_forms(model, kind, options)
+    underflows = 0
+    for step in _passes(forms, options):
         try:
-            result: Any = step(model)
+            result = step(model)
         except ir.passes.PreconditionError as error:
             raise ArtifactError(f"the {kind} cannot be converted: {error}") from error
         model = result.model
-        weights += result.weights
-        records.append({"pass": type(step).__name__, "graph": kind, "weights": len(result.weights), **_settings(step)})
-    return ConvertedGraph(model, tuple(weights), tuple(records))
+        if isinstance(result, HalfWeightsResult):
+            underflows = sum(result.underflows.values())
+    return ConvertedGraph(model, forms, underflows)
 
 
-def convert_recipe(recipe: ConvertRecipe, parent: Path, directory: Path) -> Conversion:
-    """What `build` calls: the conversion that a configuration describes, in place of an earlier result."""
-    values: dict[str, Any] = dict(recipe.options)
-    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    kinds: dict[str, type[Fp16Options | Int8Options]] = {"fp16": Fp16Options, "int8": Int8Options}
-    return convert(parent, directory, kinds[recipe.precision](**values), force=True)
+def _passes(forms: Forms, options: Options) -> Iterator[ir.passes.FunctionalPass]:
+    def names(*wanted: Form) -> set[str]:
+        return {name for name, form in forms.items() if form in wanted}
 
-
-CONVERTERS = {"fp16": convert_recipe, "int8": convert_recipe}
-
-
-def _passes(model: ir.Model, kind: GraphKind, options: Options) -> Iterator[ir.passes.FunctionalPass]:
-    keep = patterns_for(kind, kept_float(options))
-    fewest = fewest_elements(model, options)
-    if isinstance(options, Fp16Options):
-        yield HalfWeights(keep, fewest)
-        return
-    store, fine = patterns_for(kind, options.store), patterns_for(kind, options.fine)
-    books = patterns_for(kind, (CODEBOOKS,))
-    others = (*keep, *store, *books)
-    if options.target == "portable":
-        yield DynamicProducts(("*",), others, fine, not options.signed, fewest)
-    else:
-        yield DynamicProducts(fine, others, fine, not options.signed, fewest)
-        yield BlockProducts(("*",), (*others, *fine), options.block_size, options.bits, fewest)
-    if options.codebooks:
-        yield RoundedCodebooks(books, (*keep, *store), not options.signed)
-    if store:
-        yield StoredWeights(store, keep, min_elements=1)
-    yield HalfWeights((*keep, f"*{SCALES}"), fewest_elements(model, Fp16Options()))
-
-
-def _settings(step: ir.passes.FunctionalPass) -> dict[str, Any]:
-    """What a pass was told, as plain JSON values."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(step).items()}
+    if isinstance(options, Int8Options):
+        yield DynamicMatmuls(names("int8", "int8 fine"), names("int8 fine"), not options.signed)
+        yield RoundedCodebooks(names("codebook"), not options.signed)
+    yield HalfWeights(names("float16"))
 
 
 def _refuse_converted(parent: Artifact) -> None:
@@ -219,5 +172,6 @@ def _parent_record(parent: Artifact) -> dict[str, Any]:
     return {"parent": manifest.name, "files": {name: entry.sha256 for name, entry in sorted(manifest.files.items())}}
 
 
-def _join_records(graphs: dict[GraphKind, ConvertedGraph]) -> list[dict[str, Any]]:
-    return [record for kind in GRAPH_KINDS for record in graphs[kind].records]
+def _weights_record(graph: tuple[GraphKind, ConvertedGraph]) -> dict[str, Any]:
+    """How many weights of a graph have which form."""
+    return {"graph": graph[0], "weights": dict(sorted(Counter(graph[1].forms.values()).items()))}

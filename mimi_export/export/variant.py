@@ -43,9 +43,9 @@ from mimi_export.contract.spec import (
 from mimi_export.errors import ConfigError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
-from mimi_export.model.taps import RemoveTapOutputs, Tapped
-from mimi_export.passes.interface import SetInterface
-from mimi_export.passes.metadata import SetMetadata
+from mimi_export.model.taps import Tapped
+from mimi_export.passes.interface import SetInterface, SetMetadata
+from mimi_export.passes.taps import RemoveTapOutputs
 from mimi_export.runtime.golden import write_golden
 
 OPSET = 20

@@ -32,15 +32,14 @@ from mimi_export.contract.batch_files import BATCH_MANIFEST, BatchManifest
 from mimi_export.contract.directory import FileEntry, Source
 from mimi_export.contract.files import atomic_directory, sha256
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError
 from mimi_export.export.convert import convert_graph
-from mimi_export.export.precision import Fp16Options, Int8Options, Options
 from mimi_export.export.variant import finish, onnx_program, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import streaming_graph
-from mimi_export.passes.interface import SetInterface
-from mimi_export.passes.metadata import SetMetadata
+from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
 
 GRAPH_FOLDER = "onnx"

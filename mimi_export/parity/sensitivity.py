@@ -13,7 +13,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,17 @@ import numpy as np
 import onnx_ir as ir
 
 from mimi_export.contract.directory import Artifact
+from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.export.convert import convert_graph
-from mimi_export.export.precision import Int8Options, fewest_elements, kept_float, patterns_for
+from mimi_export.export.precision import weight_forms
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import Comparison
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.tapped import TappedGraph
-from mimi_export.passes.int8_products import find_products
-from mimi_export.passes.weights import float_weights, matches
 
 TIMED_CALLS = 30
 WARM_CALLS = 3
@@ -77,15 +76,15 @@ def speech_clip(sampling_rate: int, seconds: float) -> Clip:
     return Clip("speech_like", samples=speech_like(seconds, 1, sampling_rate))
 
 
-def weight_groups(model: ir.Model, min_elements: int) -> list[str]:
-    """Patterns of the products' weights: the same place in all transformer layers is one group, and so is each
-    residual unit; everything else stands alone.
+def weight_groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of weights by pattern: the same place in all transformer layers is one group, and so is each residual
+    unit; everything else stands alone.
     """
-    groups: dict[str, None] = {}
-    for product in find_products(model, ("*",), min_elements=min_elements):
-        name = FIRST_OF_LAYERS.sub("*", product.name)
-        groups[re.sub(r"_b\d\.weight$", "_b*.weight", name)] = None
-    return list(groups)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        group = re.sub(r"_b\d\.weight$", "_b*.weight", FIRST_OF_LAYERS.sub("*", name))
+        groups.setdefault(group, []).append(name)
+    return groups
 
 
 def measure_sensitivity(
@@ -104,7 +103,7 @@ def measure_sensitivity(
         artifact: an fp32 variant.
         checkpoint: the model that it was made from.
         clip: what to stream.
-        options: the conversion; its `keep` and `fine` hold for every trial.
+        options: the conversion; its `keep_float` and `fine` hold for every trial.
         seconds: how much of the clip to use.
         kinds: which graphs.
         progress: told of each trial.
@@ -147,15 +146,12 @@ class _Graph:
     def rows(self) -> list[Row]:
         base = self._try("everything in 8 bits", self.options)
         rows = []
-        keep = patterns_for(self.kind, kept_float(self.options))
-        names = [str(value.name) for value in float_weights(self.model)]
-        for group in weight_groups(self.model, fewest_elements(self.model, self.options)):
-            if all(matches(name, keep) for name in names if matches(name, (group,))):
-                continue
+        forms = weight_forms(self.model, self.kind, self.options)
+        for group, names in weight_groups(name for name, form in forms.items() if form.startswith("int8")).items():
             pattern = f"{self.kind}:{group}"
-            options = dataclasses.replace(self.options, keep=(*self.options.keep, pattern))
+            options = dataclasses.replace(self.options, keep_float=(*self.options.keep_float, pattern))
             rows.append(self._row(base, group, "float32", options))
-            if group not in patterns_for(self.kind, self.options.fine):
+            if any(forms[name] == "int8" for name in names):
                 options = dataclasses.replace(self.options, fine=(*self.options.fine, pattern))
                 rows.append(self._row(base, group, "16-bit activations", options))
         rows.sort(key=lambda row: -row.gained_db)

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from mimi_export.contract.spec import GraphSpec
 from mimi_export.errors import GraphError
-from mimi_export.model.taps import TAP_PREFIX
+from mimi_export.passes.taps import TAP_PREFIX
 
 Array = npt.NDArray[Any]
 States = dict[str, Array]

@@ -13,7 +13,7 @@ where e is near. With the offsets of the entries before, it would err by its pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,23 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mimi_export.passes.builder import Builder
-from mimi_export.passes.int8_dynamic import multiply_integers, round_activations
-from mimi_export.passes.int8_products import RoundedResult, RoundedWeight, snr_db
-from mimi_export.passes.int8_rounding import round_groups
-from mimi_export.passes.weights import SCALES, float_weights, matches, new_initializer, read_array
-
-MIDDLE = 128
+from mimi_export.passes.int8_dynamic import MIDDLE, multiply_integers, round_activations, store_codes
+from mimi_export.passes.rewriting import (
+    SCALES,
+    Builder,
+    float_weights,
+    given,
+    is_plain_gemm,
+    new_initializer,
+    read_array,
+)
+from mimi_export.passes.rounding import round_groups
 
 
 @dataclass(frozen=True)
-class _Codebook:
+class Codebook:
+    """A matrix `[entries, dim]`, the product that searches it, and the node that reads the found entry."""
+
     entries: ir.Value
     search: ir.Node
     gather: ir.Node | None
@@ -45,49 +51,43 @@ class RoundedCodebooks(ir.passes.FunctionalPass):
     What it leaves alone: matrices with other readers.
 
     Args:
-        select: patterns of weight names; all by default.
-        keep: patterns of names to leave; they win over `select`.
-        unsigned: store entries as uint8 with zero at 128, see `DynamicProducts`.
+        names: the codebooks.
+        unsigned: store entries as uint8 with zero at 128, see `DynamicMatmuls`.
     """
 
-    def __init__(self, select: Sequence[str] = ("*",), keep: Sequence[str] = (), unsigned: bool = False) -> None:
+    def __init__(self, names: Collection[str], unsigned: bool = False) -> None:
         super().__init__()
-        self.select, self.keep = tuple(select), tuple(keep)
-        self.unsigned = unsigned
+        self.names, self.unsigned = names, unsigned
 
-    def call(self, model: ir.Model) -> RoundedResult:
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert a copy."""
         model = model.clone()
-        weights = tuple(_replace(model.graph, book, self.unsigned) for book in self._find(model))
-        return RoundedResult(model, bool(weights), weights)
+        chosen = self._chosen(model)
+        for name, book in chosen.items():
+            _replace(model.graph, name, book, self.unsigned)
+        return ir.passes.PassResult(model, bool(chosen))
 
     def ensures(self, model: ir.Model) -> None:
         """Look for what should have been rounded."""
-        left = [str(book.entries.name) for book in self._find(model)]
-        if left:
+        if left := self._chosen(model):
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed float32")
 
-    def _find(self, model: ir.Model) -> list[_Codebook]:
-        chosen = [
-            value
-            for value in float_weights(model)
-            if matches(str(value.name), self.select) and not matches(str(value.name), self.keep)
-        ]
-        books = [_codebook(model.graph, value) for value in chosen]
-        return [book for book in books if book is not None]
+    def _chosen(self, model: ir.Model) -> dict[str, Codebook]:
+        return {name: book for name, book in find_codebooks(model).items() if name in self.names}
 
 
-def _codebook(graph: ir.Graph, entries: ir.Value) -> _Codebook | None:
+def find_codebooks(model: ir.Model) -> dict[str, Codebook]:
+    """Codebooks of a graph by name."""
+    books = {name: _codebook(model.graph, value) for name, value in float_weights(model).items()}
+    return {name: book for name, book in books.items() if book is not None}
+
+
+def _codebook(graph: ir.Graph, entries: ir.Value) -> Codebook | None:
     readers = {use.node.op_type: use for use in entries.uses()}
     search, gather = readers.get("Gemm"), readers.get("Gather")
     if search is None or len(entries.uses()) != 1 + (gather is not None) or len(read_array(entries).shape) != 2:
         return None
-    numbers = search.node.attributes
-    plain = (
-        numbers.get_float("alpha", 1.0) == numbers.get_float("beta", 1.0) == 1.0
-        and numbers.get_int("transA", 0) == 0
-        and numbers.get_int("transB", 0) == 1
-    )
+    plain = is_plain_gemm(search.node) and search.node.attributes.get_int("transB", 0) == 1
     if search.idx != 1 or not plain or len(search.node.inputs) < 3 or search.node.inputs[2] is None:
         return None
     if gather is not None and (gather.idx != 0 or gather.node.attributes.get_int("axis", 0) != 0):
@@ -95,27 +95,23 @@ def _codebook(graph: ir.Graph, entries: ir.Value) -> _Codebook | None:
     nodes = [search.node] + ([gather.node] if gather else [])
     if any(node.graph is not graph for node in nodes):
         return None
-    return _Codebook(entries, search.node, gather.node if gather else None)
+    return Codebook(entries, search.node, gather.node if gather else None)
 
 
-def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
-    name, array = str(book.entries.name), read_array(book.entries)
+def _replace(graph: ir.Graph, name: str, book: Codebook, unsigned: bool) -> None:
+    array = read_array(book.entries)
     rounded = round_groups(array)
-    values = rounded.floats()
-    stored = (rounded.codes.astype(np.int16) + MIDDLE).astype(np.uint8) if unsigned else rounded.codes
-    entries = new_initializer(graph, name, stored, replaces=book.entries)
+    entries, *zero_point = store_codes(graph, book.entries, rounded.codes, unsigned)
     scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
-    residual, _, offset = book.search.inputs
-    offset = _offset(graph, _given(offset), array, values)
+    residual, _, offset = map(given, book.search.inputs)
+    offset = _offset(graph, offset, array, rounded.floats())
     build = Builder()
-    weight = [build("Transpose", [entries], f"{name}.columns", {"perm": [1, 0]})]
-    if unsigned:
-        weight.append(new_initializer(graph, f"{name}.zero_point", np.array(MIDDLE, np.uint8)))
-    activations = round_activations(build, _given(residual), f"{name}.residual")
-    products = multiply_integers(build, name, activations, weight, scales)
+    columns = build("Transpose", [entries], f"{name}.columns", {"perm": [1, 0]})
+    activations = round_activations(build, residual, f"{name}.residual")
+    products = multiply_integers(build, name, activations, [columns, *zero_point], scales)
     build.replace(graph, book.search, build("Add", [products, offset], f"{name}.score"))
     if book.gather is not None:
-        code = _given(book.gather.inputs[1])
+        code = given(book.gather.inputs[1])
         build = Builder()
         rows = build("Gather", [entries, code], f"{name}.rows")
         floats = build("Cast", [rows], f"{name}.floats", {"to": int(ir.DataType.FLOAT)})
@@ -126,8 +122,6 @@ def _replace(graph: ir.Graph, book: _Codebook, unsigned: bool) -> RoundedWeight:
         column = build("Unsqueeze", [scales, last], f"{name}.column")  # [entries, 1], computed at load
         scale = build("Gather", [column, code], f"{name}.row_scales")
         build.replace(graph, book.gather, build("Mul", [floats, scale], f"{name}.entry"))
-    after = stored.nbytes + rounded.scales.nbytes
-    return RoundedWeight(name, "8-bit codebook", array.nbytes, after, snr_db(array, values))
 
 
 def _offset(graph: ir.Graph, offset: ir.Value, entries: NDArray[Any], rounded: NDArray[Any]) -> ir.Value:
@@ -135,13 +129,7 @@ def _offset(graph: ir.Graph, offset: ir.Value, entries: NDArray[Any], rounded: N
     if offset.const_value is None or len(offset.uses()) != 1:
         return offset
     before, after = (-0.5 * np.square(table, dtype=np.float64).sum(axis=1) for table in (entries, rounded))
-    given = read_array(offset)
-    if given.size != before.size or not np.allclose(given.ravel(), before, rtol=1e-4):
+    values = read_array(offset)
+    if values.size != before.size or not np.allclose(values.ravel(), before, rtol=1e-4):
         return offset
-    return new_initializer(graph, str(offset.name), after.astype(given.dtype).reshape(given.shape), replaces=offset)
-
-
-def _given(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise ValueError("an input that every such node has is missing")
-    return value
+    return new_initializer(graph, str(offset.name), after.astype(values.dtype).reshape(values.shape), replaces=offset)

@@ -15,24 +15,23 @@ a product of few rows costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mimi_export.passes.builder import Builder
-from mimi_export.passes.int8_products import Product, RoundedResult, RoundedWeight, find_products, snr_db
-from mimi_export.passes.int8_rounding import round_groups
-from mimi_export.passes.weights import SCALES, matches, new_initializer
+from mimi_export.passes.rewriting import SCALES, Builder, Matmul, find_matmuls, new_initializer, require_opset
+from mimi_export.passes.rounding import round_groups
 
 OLDEST_OPSET = 11  # DynamicQuantizeLinear
 SPLIT_COUNTS_OPSET = 18  # Split wants to be told into how many
 FINER = 255  # steps of the second rounding in one of the first
+MIDDLE = 128  # what zero is stored as in unsigned weights
 
 
-class DynamicProducts(ir.passes.FunctionalPass):
+class DynamicMatmuls(ir.passes.FunctionalPass):
     """Replace products with constant float32 matrices by `MatMulInteger`.
 
     Requires: no `MatMulInteger` yet; opset 11 or later.
@@ -41,25 +40,15 @@ class DynamicProducts(ir.passes.FunctionalPass):
     What it leaves alone: matrices that several nodes read, products of two activations, every other operator.
 
     Args:
-        select: patterns of weight names to replace; all by default.
-        keep: patterns of weight names to leave; they win over `select`.
-        fine: patterns of weight names whose activations are rounded in two steps.
+        names: weights of the products to replace.
+        fine: those of them whose activations are rounded in two steps.
         unsigned: store weights as uint8 with zero at 128. Processors with AVX2 but without VNNI add pairs of
             unsigned times signed products in 16 bits and saturate; unsigned times unsigned never does.
-        min_elements: smaller weights are left.
     """
 
-    def __init__(
-        self,
-        select: Sequence[str] = ("*",),
-        keep: Sequence[str] = (),
-        fine: Sequence[str] = (),
-        unsigned: bool = False,
-        min_elements: int = 0,
-    ) -> None:
+    def __init__(self, names: Collection[str], fine: Collection[str] = (), unsigned: bool = False) -> None:
         super().__init__()
-        self.select, self.keep, self.fine = tuple(select), tuple(keep), tuple(fine)
-        self.unsigned, self.min_elements = unsigned, min_elements
+        self.names, self.fine, self.unsigned = names, fine, unsigned
 
     def requires(self, model: ir.Model) -> None:
         """Look for an earlier run, and at the opset."""
@@ -69,48 +58,41 @@ class DynamicProducts(ir.passes.FunctionalPass):
                     f"the graph multiplies integers already (node {node.name}): it was converted before; "
                     "convert its fp32 parent"
                 )
-        opset = model.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise ir.passes.PreconditionError(f"the graph has opset {opset}, expected {OLDEST_OPSET} or later")
+        require_opset(model, OLDEST_OPSET)
 
-    def call(self, model: ir.Model) -> RoundedResult:
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert a copy."""
         model = model.clone()
-        products = find_products(model, self.select, self.keep, self.min_elements)
-        builders: dict[ir.Value, _Activations] = {}
-        weights = []
-        for product in products:
-            activations = builders.setdefault(product.x, _Activations(model.graph, product.x, product.name))
-            weights.append(self._replace(model.graph, product, activations))
-        return RoundedResult(model, bool(weights), tuple(weights))
+        chosen = self._chosen(model)
+        shared: dict[ir.Value, _Activations] = {}
+        for name, matmul in chosen.items():
+            activations = shared.setdefault(matmul.x, _Activations(model.graph, matmul.x, name))
+            self._replace(model.graph, name, matmul, activations)
+        return ir.passes.PassResult(model, bool(chosen))
 
     def ensures(self, model: ir.Model) -> None:
         """Look for what should have been replaced."""
-        left = [product.name for product in find_products(model, self.select, self.keep, self.min_elements)]
-        if left:
+        if left := self._chosen(model):
             raise ir.passes.PostconditionError(f"{', '.join(left)} stayed a float product")
 
-    def _replace(self, graph: ir.Graph, product: Product, activations: _Activations) -> RoundedWeight:
-        name, matrix = product.name, product.matrix()
-        rounded = round_groups(np.ascontiguousarray(matrix.T))
+    def _chosen(self, model: ir.Model) -> dict[str, Matmul]:
+        return {name: matmul for name, matmul in find_matmuls(model).items() if name in self.names}
+
+    def _replace(self, graph: ir.Graph, name: str, matmul: Matmul, activations: _Activations) -> None:
+        rounded = round_groups(np.ascontiguousarray(matmul.matrix().T))
         codes = np.ascontiguousarray(rounded.codes.T)
-        stored = (codes.astype(np.int16) + 128).astype(np.uint8) if self.unsigned else codes
-        weight = [new_initializer(graph, name, stored, replaces=product.weight)]
+        weight = store_codes(graph, matmul.weight, codes, self.unsigned)
         scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
-        if self.unsigned:
-            weight.append(new_initializer(graph, f"{name}.zero_point", np.array(128, np.uint8)))
         build = Builder()
-        fine = matches(name, self.fine)
-        codes_of = activations.fine if fine else activations.coarse
-        result = multiply_integers(build, name, codes_of(build), weight, scales)
+        fine = name in self.fine
+        result = multiply_integers(
+            build, name, activations.fine(build) if fine else activations.coarse(build), weight, scales
+        )
         if fine:
             result = activations.join(build, name, result)
-        if product.bias is not None:
-            result = build("Add", [result, product.bias], f"{name}.bias")
-        build.replace(graph, product.node, result)
-        form = f"8-bit product with {16 if fine else 8}-bit activations"
-        after = stored.nbytes + rounded.scales.nbytes
-        return RoundedWeight(name, form, matrix.nbytes, after, snr_db(matrix.T, rounded.floats()))
+        if matmul.bias is not None:
+            result = build("Add", [result, matmul.bias], f"{name}.bias")
+        build.replace(graph, matmul.node, result)
 
 
 class _Activations:
@@ -137,7 +119,7 @@ class _Activations:
         """
         if self._fine is None:
             name = self._name
-            zero = self._constant("middle", np.array(128, np.uint8))
+            zero = self._constant("middle", np.array(MIDDLE, np.uint8))
             scale = build(
                 "Mul", [self.coarse(build)[1], self._constant("two", np.array(2, np.float32))], f"{name}.step"
             )
@@ -153,7 +135,8 @@ class _Activations:
         """Add the two halves of a product of `fine` codes."""
         opset = self._graph.opset_imports.get("", 0)
         attributes = {"axis": 0, **({"num_outputs": 2} if opset >= SPLIT_COUNTS_OPSET else {})}
-        high, low = build.add("Split", [products], f"{name}.halves", attributes, (".high", ".low"))
+        halves = f"{name}.halves"
+        high, low = build.add("Split", [products], halves, attributes, (f"{halves}.high", f"{halves}.low"))
         return build("Add", [high, build("Mul", [low, self._share()], f"{name}.low")], f"{name}.sum")
 
     def _share(self) -> ir.Value:
@@ -165,9 +148,22 @@ class _Activations:
         return self._graph.initializers.get(name) or new_initializer(self._graph, name, array)
 
 
+def store_codes(graph: ir.Graph, weight: ir.Value, codes: NDArray[np.int8], unsigned: bool) -> list[ir.Value]:
+    """Put integers in the place of a float32 weight; unsigned ones come with their zero point."""
+    name = str(weight.name)
+    if not unsigned:
+        return [new_initializer(graph, name, codes, replaces=weight)]
+    stored = (codes.astype(np.int16) + MIDDLE).astype(np.uint8)
+    return [
+        new_initializer(graph, name, stored, replaces=weight),
+        new_initializer(graph, f"{name}.zero_point", np.array(MIDDLE, np.uint8)),
+    ]
+
+
 def round_activations(build: Builder, x: ir.Value, name: str) -> Sequence[ir.Value]:
     """Codes uint8, scale and zero point of `x`, by its own range."""
-    return build.add("DynamicQuantizeLinear", [x], name, None, (".codes", ".scale", ".zero_point"))
+    outputs = [f"{name}.{part}" for part in ("codes", "scale", "zero_point")]
+    return build.add("DynamicQuantizeLinear", [x], name, None, outputs)
 
 
 def multiply_integers(

@@ -15,7 +15,7 @@ from onnx_ir.passes import common
 
 from mimi_export.contract.spec import BATCH, PAST, GraphSpec, StateSpec
 from mimi_export.errors import ConfigError
-from mimi_export.passes.weights import new_initializer
+from mimi_export.passes.rewriting import Builder, new_initializer, require_opset
 
 OLDEST_OPSET = 18  # Shape of a part of a shape, Pad of one axis
 
@@ -43,22 +43,22 @@ class EncloseStates(ir.passes.InPlacePass):
         wanted = [tensor.name for tensor in [*self.graph.inputs, *self.graph.outputs]]
         if names != wanted:
             raise ir.passes.PreconditionError(f"the graph has inputs and outputs {names}, expected {wanted}")
-        _require_opset(model)
+        require_opset(model, OLDEST_OPSET)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Put zeros in the place of every past tensor and drop every present one."""
         graph = model.graph
         inputs = {str(value.name): value for value in graph.inputs}
-        first = graph[0]
-        batch = ir.node("Shape", [inputs[self.graph.data_input.name]], {"start": 0, "end": 1}, name="batch_size")
-        batch.outputs[0].name = "batch_size"
-        graph.insert_before(first, batch)
+        build = Builder()
+        data = inputs[self.graph.data_input.name]
+        batch = build("Shape", [data], "batch_size", {"start": 0, "end": 1}, "batch_size")
         for state in self.graph.states:
             past = inputs[state.past.name]
-            zeros = _zeros(graph, first, state, batch.outputs[0])
+            zeros = _zeros(graph, build, state, batch)
             past.replace_all_uses_with(zeros)
             graph.inputs.remove(past)
             zeros.name = str(past.name)
+        graph.insert_before(graph[0], build.nodes)
         del graph.outputs[1:]
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
@@ -86,57 +86,42 @@ class PadToFrames(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Look at the opset."""
-        _require_opset(model)
+        require_opset(model, OLDEST_OPSET)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the padding before everything else."""
         graph = model.graph
         data = graph.inputs[0]
         readers = list(data.uses())
-        first = graph[0]
-        length = ir.node("Shape", [data], {"start": 2, "end": 3}, name="num_samples")
+        build = Builder()
+        length = build("Shape", [data], "num_samples", {"start": 2, "end": 3}, "num_samples")
         # an integer Mod has the sign of its divisor: -length mod frame_size is what is missing
-        negative = ir.node("Neg", [length.outputs[0]], name="num_samples_negative")
-        missing = ir.node(
-            "Mod", [negative.outputs[0], _constant(graph, "samples_per_frame", [self.frame_size])], name="num_missing"
-        )
-        pads = ir.node(
-            "Concat", [_constant(graph, "pad_nothing", [0]), missing.outputs[0]], {"axis": 0}, name="pad_samples"
-        )
-        padded = ir.node(
-            "Pad", [data, pads.outputs[0], None, _constant(graph, "pad_axis", [2])], {"mode": "constant"},
-            name="whole_frames",
-        )  # fmt: skip
-        for node in (length, negative, missing, pads, padded):
-            node.outputs[0].name = str(node.name)
-            graph.insert_before(first, node)
-        padded.outputs[0].type = data.type
+        negative = build("Neg", [length], "num_samples_negative", output="num_samples_negative")
+        frame = _constant(graph, "samples_per_frame", [self.frame_size])
+        missing = build("Mod", [negative, frame], "num_missing", output="num_missing")
+        nothing = _constant(graph, "pad_nothing", [0])
+        pads = build("Concat", [nothing, missing], "pad_samples", {"axis": 0}, "pad_samples")
+        axis = _constant(graph, "pad_axis", [2])
+        padded = build("Pad", [data, pads, None, axis], "whole_frames", {"mode": "constant"}, "whole_frames")
+        padded.type = data.type
+        graph.insert_before(graph[0], build.nodes)
         for reader, index in readers:
-            reader.replace_input_with(index, padded.outputs[0])
+            reader.replace_input_with(index, padded)
         return ir.passes.PassResult(model, True)
 
 
-def _zeros(graph: ir.Graph, before: ir.Node, state: StateSpec, batch: ir.Value) -> ir.Value:
+def _zeros(graph: ir.Graph, build: Builder, state: StateSpec, batch: ir.Value) -> ir.Value:
     """Zeros of a state's initial shape for a batch known at run time."""
     if state.past_shape[0] != BATCH or state.dtype != "float32":
         shown = f"{state.dtype} {list(state.past_shape)}"
         raise ConfigError(f"the state {state.name} is {shown}, expected float32 with a row for each stream")
     sizes = [0 if size == PAST else int(size) for size in state.past_shape[1:]]
-    shape = ir.node(
-        "Concat", [batch, _constant(graph, f"{state.name}_sizes", sizes)], {"axis": 0}, name=f"{state.name}_shape"
-    )
-    shape.outputs[0].name = f"{state.name}_shape"
-    zeros = ir.node("ConstantOfShape", [shape.outputs[0]], name=f"{state.name}_zeros")  # float32 0 by default
-    zeros.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(before, [shape, zeros])
-    return zeros.outputs[0]
+    name = f"{state.name}_shape"
+    shape = build("Concat", [batch, _constant(graph, f"{state.name}_sizes", sizes)], name, {"axis": 0}, name)
+    zeros = build("ConstantOfShape", [shape], f"{state.name}_zeros")  # float32 0 by default
+    zeros.type = ir.TensorType(ir.DataType.FLOAT)
+    return zeros
 
 
 def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
     return new_initializer(graph, name, np.array(values, np.int64))
-
-
-def _require_opset(model: ir.Model) -> None:
-    opset = model.opset_imports.get("", 0)
-    if opset < OLDEST_OPSET:
-        raise ir.passes.PreconditionError(f"the graph has opset {opset}, expected {OLDEST_OPSET} or later")
