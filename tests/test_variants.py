@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.recipes import (
     Budget,
     ConvertRecipe,
@@ -38,8 +39,8 @@ name = "b"
 [convert]
 parent = "a"
 precision = "int8"
-target = "single"
-keep = ["enc_0"]
+round_codebooks = true
+keep_float = ["enc_0"]
 """
 
 
@@ -74,7 +75,7 @@ def test_every_field_is_read(tmp_path):
     variants = load_variants(tmp_path)
     assert list(variants) == ["a", "b"]
     assert variants["a"].recipe == ExportRecipe(Shape(4, "ring", 2, 16), "synthetic:tiny", "main")
-    assert variants["b"].recipe == ConvertRecipe("a", "int8", {"target": "single", "keep": ["enc_0"]})
+    assert variants["b"].recipe == ConvertRecipe("a", Int8Options(keep_float=("enc_0",), round_codebooks=True))
     assert variants["a"].budgets == (
         Budget("code_tie_percent", None, 0.5, "rounding"),
         Budget("decoder_snr_db", 110, None, "measured"),
@@ -129,8 +130,9 @@ def test_wrong_export_configuration(tmp_path, old, new, words):
     ("old", "new", "words"),
     [
         ('"int8"', '"int7"', ["convert.precision is 'int7', expected one of fp16, int8"]),
-        ('"int8"', '"fp16"', ["convert.target is an unknown key"]),
-        ('target = "single"', "target = 1", ["convert.target is 1, expected a text"]),
+        ('"int8"', '"fp16"', ["convert.round_codebooks is an unknown key"]),
+        ("round_codebooks = true", "round_codebooks = 1", ["convert.round_codebooks is 1, expected a flag"]),
+        ("round_codebooks = true", "min_elements = -1", ["b.toml: convert: min_elements is -1, expected 0 or more"]),
         ('parent = "a"', 'parent = "c"', ["convert.parent is 'c', expected one of a"]),
         ('parent = "a"', 'parent = "b"', ["convert.parent is 'b', which is converted itself"]),
     ],

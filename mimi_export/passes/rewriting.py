@@ -1,4 +1,4 @@
-"""What every pass needs: which initializers are weights, where a graph multiplies with one, and how nodes are put in."""
+"""What every pass needs: which initializers are weights, where a graph multiplies with one, how to put in nodes."""
 
 from __future__ import annotations
 
