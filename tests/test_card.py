@@ -26,10 +26,10 @@ from publishing import REPO, Publication, publication, whole_clips_from
 
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.precision import Fp16Options
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
 from mimi_export.export.convert import convert
-from mimi_export.export.precision import Fp16Options
 from mimi_export.export.whole_clip import export_batch
 from mimi_export.hub.card import model_card
 from mimi_export.hub.plan import local_files

@@ -15,10 +15,10 @@ from mimi_export.bench.contenders import variant_contenders
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.manifest_check import parse_manifest
+from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError
 from mimi_export.export.convert import convert
-from mimi_export.export.precision import Int8Options
 from mimi_export.hub.subjects import read_subjects
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream

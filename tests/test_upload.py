@@ -14,8 +14,8 @@ from hub_server import TOKEN, card_errors
 from publishing import REPO, Publication, local_hub, publication, whole_clips_from
 
 from mimi_export.cli import main
+from mimi_export.contract.precision import Fp16Options, Int8Options
 from mimi_export.export.convert import convert
-from mimi_export.export.precision import Fp16Options, Int8Options
 from mimi_export.export.whole_clip import export_batch
 from mimi_export.parity.whole_clip import check_batch
 
