@@ -13,14 +13,12 @@ from transformers.models.mimi import modeling_mimi as mimi
 
 from mimi_export.contract.network import ConvLayer
 from mimi_export.model import upstream
-from mimi_export.model.steps.attention import RingCache, WindowCache, keep_last
-from mimi_export.model.steps.conv import CausalConv, CausalConvTranspose
-from mimi_export.model.steps.conv_product import conv_step
-from mimi_export.model.steps.elu import elu
-from mimi_export.model.steps.matmul import product, product_weight
+from mimi_export.model.steps.cache import RingCache, WindowCache, keep_last
+from mimi_export.model.steps.conv import CausalConv, CausalConvTranspose, conv_step
+from mimi_export.model.steps.matmul import matmul, matmul_weight
 from mimi_export.model.steps.quantizer import ResidualDecoder, ResidualEncoder
 from mimi_export.model.steps.rope import exact_rotation, half_swap, inverse_frequencies, phase_steps, rotate, rotation
-from mimi_export.model.steps.transformer import TransformerLayer
+from mimi_export.model.steps.transformer import TransformerLayer, elu
 
 ONE_LAYER = 120.0  # dB: float32 with sums in another order; one layer loses 10 to 15 dB of float32's 150
 FAST = settings(max_examples=40, deadline=None)
@@ -107,11 +105,11 @@ def test_keep_last(length):
         assert kept.shape[2] == min(have, length)
 
 
-def test_product_is_upstreams_linear():
+def test_matmul_is_upstreams_linear():
     torch.manual_seed(0)
     linear = torch.nn.Linear(24, 40)
     x = torch.randn(2, 5, 24)
-    assert snr(linear(x).detach(), product(x, product_weight(linear.weight), linear.bias).detach()) >= ONE_LAYER
+    assert snr(linear(x).detach(), matmul(x, matmul_weight(linear.weight), linear.bias).detach()) >= ONE_LAYER
 
 
 @pytest.mark.parametrize("head_dim", [2, 8, 64])
@@ -189,7 +187,7 @@ def test_transformer_with_a_window(changes):
     model = small_model(**changes)
     geometry = upstream.geometry_of(model)
     reference = upstream.parts(model).decoder_transformer
-    layers = [TransformerLayer(geometry, layer) for layer in reference.layers]
+    layers = [TransformerLayer(geometry, layer.state_dict()) for layer in reference.layers]
     x = torch.randn(2, 40, 16)
     wanted = reference(x).last_hidden_state
     for lengths in ([40], [1] * 40, [1, 2, 3, 4, 10, 20], [9, 8, 23]):
@@ -217,7 +215,7 @@ def test_transformer_with_a_ring(changes, new):
     model = small_model(**changes)
     geometry = upstream.geometry_of(model)
     reference = upstream.parts(model).decoder_transformer
-    layers = [TransformerLayer(geometry, layer) for layer in reference.layers]
+    layers = [TransformerLayer(geometry, layer.state_dict()) for layer in reference.layers]
     capacity = geometry.sliding_window + new - 1
     shape = (2, geometry.num_key_value_heads, capacity, geometry.head_dim)
     states = [(1e3 * torch.randn(shape), 1e3 * torch.randn(shape)) for _ in layers]
@@ -232,7 +230,7 @@ def test_transformer_with_a_ring(changes, new):
         for index, layer in enumerate(layers):
             y, *states[index] = layer(y, *states[index], cache)
             assert all(state.shape == shape for state in states[index])
-        position = cache.next_position
+        position = cache.present["position"]
         outputs.append(y.transpose(0, 1))
     assert position.flatten().tolist() == [60, 40]
     found = torch.cat(outputs, dim=1)

@@ -168,7 +168,8 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float64
     words = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint32)
     source = np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()]))
     bits = source.random_raw(math.prod(shape)) >> np.uint64(11)
-    return ((bits.astype(np.float64) * 2.0**-53 - 0.5) * math.sqrt(12)).reshape(shape)
+    numbers: NDArray[np.float64] = (bits.astype(np.float64) * 2.0**-53 - 0.5) * math.sqrt(12)
+    return numbers.reshape(shape)
 
 
 def _weight(name: str, shape: tuple[int, ...], geometry: Geometry, seed: int) -> NDArray[np.float32]:

@@ -13,9 +13,10 @@ whole frames only, because for a partial last frame upstream pads inside every c
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 import transformers
@@ -28,6 +29,7 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import AudioError, CheckpointError, CodesError, ConfigError
 
 OLDEST_TRANSFORMERS = "5.3"
+CODEBOOK_EPSILON = 1e-5  # the least usage by which upstream divides a codebook entry
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ def encode_latents(model: MimiModel, audio: Tensor) -> Tensor:
 def quantize_latents(model: MimiModel, latents: Tensor, num_codebooks: int) -> Tensor:
     """Latents `[B, hidden_size, T]` to codes int64 `[B, num_codebooks, T]`."""
     geometry_of(model).check_num_codebooks(num_codebooks)
-    codes: Tensor = parts(model).quantizer.encode(latents, num_codebooks)
-    return codes.transpose(0, 1)
+    encode_codes = cast("Callable[[Tensor, int], Tensor]", parts(model).quantizer.encode)
+    return encode_codes(latents, num_codebooks).transpose(0, 1)
 
 
 @torch.no_grad()

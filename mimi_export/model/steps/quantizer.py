@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mimi_export.model.steps.matmul import product, product_weight
+from mimi_export.model.steps.matmul import fixed, matmul, matmul_weight
 
 
 class ResidualEncoder(nn.Module):
@@ -22,14 +22,13 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, projection: Tensor | None, codebooks: list[Tensor]) -> None:
         super().__init__()
-        self.projection = None if projection is None else product_weight(projection)
-        self.codebooks = nn.ParameterList([nn.Parameter(book, requires_grad=False) for book in codebooks])
-        offsets = [-(book.double() ** 2).sum(dim=1).float() / 2 for book in codebooks]
-        self.offsets = nn.ParameterList([nn.Parameter(offset, requires_grad=False) for offset in offsets])
+        self.projection = None if projection is None else matmul_weight(projection)
+        self.codebooks = nn.ParameterList(map(fixed, codebooks))
+        self.offsets = nn.ParameterList(fixed(-(book.double() ** 2).sum(dim=1).float() / 2) for book in codebooks)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Encode `[frames, hidden]` to one int64 `[frames]` a level, coarse to fine."""
-        residual = latents if self.projection is None else product(latents, self.projection)
+        residual = latents if self.projection is None else matmul(latents, self.projection)
         codes = []
         for index, (book, offset) in enumerate(zip(self.codebooks, self.offsets, strict=True)):
             code = functional.linear(residual, book, offset).argmax(dim=-1)
@@ -49,8 +48,8 @@ class ResidualDecoder(nn.Module):
 
     def __init__(self, projection: Tensor | None, codebooks: list[Tensor]) -> None:
         super().__init__()
-        self.projection = None if projection is None else product_weight(projection)
-        self.table = nn.Parameter(torch.cat(codebooks), requires_grad=False)
+        self.projection = None if projection is None else matmul_weight(projection)
+        self.table = fixed(torch.cat(codebooks))
         size = codebooks[0].shape[0]
         self.register_buffer("rows", torch.arange(len(codebooks))[:, None] * size)
 
@@ -60,4 +59,4 @@ class ResidualDecoder(nn.Module):
         """Decode `[B, K, frames]` with 0 … all levels to `[B, frames, hidden]`."""
         entries = functional.embedding(codes + self.rows[: codes.shape[1]], self.table)
         total = entries.sum(dim=1)
-        return total if self.projection is None else product(total, self.projection)
+        return total if self.projection is None else matmul(total, self.projection)

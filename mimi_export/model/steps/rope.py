@@ -47,7 +47,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def half_swap(head_dim: int) -> Tensor:
-    """The matrix `[D, D]` that exchanges the halves of `[…, D]`, exactly: for few rows a product is one cheap node."""
+    """The matrix `[D, D]` that exchanges the halves of `[…, D]`, exactly: for few rows a matmul is one cheap node."""
     return torch.eye(head_dim).roll(head_dim // 2, dims=1)
 
 

@@ -1,15 +1,17 @@
-"""One pre-norm transformer layer with layer scales, as Mimi has them between the SEANet halves and the quantiser."""
+"""What lies between matmuls: a pre-norm transformer layer with layer scales, and the SEANet's activation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.model.steps.attention import Attention, CacheStep
-from mimi_export.model.steps.matmul import product, product_weight
+from mimi_export.model.steps.attention import Attention
+from mimi_export.model.steps.cache import KvCache
+from mimi_export.model.steps.matmul import fixed, matmul, matmul_weight
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -18,40 +20,47 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def elu(x: Tensor) -> Tensor:
+    """The exponential linear unit of a tensor of any shape: `x` where it is positive, `exp(x) - 1` elsewhere.
+
+    Below zero `exp(x) - 1` is the larger of the two, above zero `x` is larger than `exp(0) - 1`. These four passes take
+    0.4 of the time of one `Elu`: onnxruntime vectorises `Exp` for the processor that it finds, `Elu` only for the
+    oldest that it supports. The result is nearer to the true one, too.
+    """
+    return torch.maximum(x, torch.exp(torch.clamp(x, max=0.0)) - 1.0)
+
+
 class TransformerLayer(nn.Module):
-    """`x + scale·attention(norm(x))`, then `x + scale·mlp(norm(x))`; the scales are folded into the products.
+    """`x + scale·attention(norm(x))`, then `x + scale·mlp(norm(x))`; the scales are folded into the matmuls.
 
     Args:
         geometry: sizes of the model.
-        layer: the upstream layer; its weights are read, the module is not used.
+        weights: the layer's tensors by their names on disk, `self_attn.q_proj.weight` and so on.
     """
 
-    def __init__(self, geometry: Geometry, layer: nn.Module) -> None:
+    def __init__(self, geometry: Geometry, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        attention = layer.self_attn
-        projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-        weights = [projection.weight for projection in projections]
-        biases = [projection.bias for projection in projections]
-        scale = layer.self_attn_layer_scale.scale
-        weights[3] = weights[3] * scale[:, None]
-        biases[3] = None if biases[3] is None else biases[3] * scale
-        self.attention = Attention(geometry, weights, biases)
+        projections = [weights[f"self_attn.{name}_proj.weight"] for name in "qkvo"]
+        biases = [weights[f"self_attn.{name}_proj.bias"] for name in "qkvo"] if geometry.attention_bias else None
+        scale = weights["self_attn_layer_scale.scale"]
+        projections[3] = projections[3] * scale[:, None]
+        if biases is not None:
+            biases[3] = biases[3] * scale
+        self.attention = Attention(geometry, projections, biases)
         self.activation = ACTIVATIONS[geometry.hidden_act]
-        self.fc1 = product_weight(layer.mlp.fc1.weight)
-        self.fc2 = product_weight(layer.mlp.fc2.weight * layer.mlp_layer_scale.scale[:, None])
-        self.norm1 = _copy_norm(layer.input_layernorm)
-        self.norm2 = _copy_norm(layer.post_attention_layernorm)
+        self.fc1 = matmul_weight(weights["mlp.fc1.weight"])
+        self.fc2 = matmul_weight(weights["mlp.fc2.weight"] * weights["mlp_layer_scale.scale"][:, None])
+        self.norm1 = _norm(weights, "input_layernorm", geometry.norm_eps)
+        self.norm2 = _norm(weights, "post_attention_layernorm", geometry.norm_eps)
 
-    def forward(
-        self, x: Tensor, past_key: Tensor, past_value: Tensor, cache: CacheStep
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, past_key: Tensor, past_value: Tensor, cache: KvCache) -> tuple[Tensor, Tensor, Tensor]:
         """Map `[T, B, hidden]` to the same shape; keys and values as in `Attention`."""
         attended, key, value = self.attention(self.norm1(x), past_key, past_value, cache)
         x = x + attended
-        return x + product(self.activation(product(self.norm2(x), self.fc1)), self.fc2), key, value
+        return x + matmul(self.activation(matmul(self.norm2(x), self.fc1)), self.fc2), key, value
 
 
-def _copy_norm(norm: nn.Module) -> nn.LayerNorm:
-    copy = nn.LayerNorm(norm.weight.shape[0], eps=norm.eps).requires_grad_(False)
-    copy.load_state_dict(norm.state_dict())
-    return copy
+def _norm(weights: Mapping[str, Tensor], name: str, eps: float) -> nn.LayerNorm:
+    norm = nn.LayerNorm(len(weights[f"{name}.weight"]), eps=eps)
+    norm.weight, norm.bias = fixed(weights[f"{name}.weight"]), fixed(weights[f"{name}.bias"])
+    return norm
