@@ -14,22 +14,22 @@ import onnx
 import pytest
 import torch
 from helpers import PATTERNS, onnx_step, session, snr, stream, zeros
+from mimi_export.bench.bound import BoundGraph, call_data, state_shapes, states_at
+from mimi_export.bench.cost import Cost, measure_costs, multiply_adds, operator_milliseconds
+from mimi_export.bench.graph_worker import GraphWorker, growth_of
+from mimi_export.bench.summary import Summary, summarise
+from mimi_export.bench.targets import Target, targets
 from onnx import TensorProto, helper
 
 from mimi_export.bench import benchmark as benchmark_module
 from mimi_export.bench import contenders as contenders_module
 from mimi_export.bench import huge_pages
 from mimi_export.bench.baseline import export_public_design
-from mimi_export.bench.bound import BoundGraph, call_data, state_shapes, states_at
 from mimi_export.bench.contenders import PUBLIC, Contender, variant_contenders
-from mimi_export.bench.cost import Cost, measure_costs, multiply_adds, operator_milliseconds
-from mimi_export.bench.graph_worker import GraphWorker, growth_of
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Measurement, Plan, Results
 from mimi_export.bench.report import as_json, markdown, tables
 from mimi_export.bench.rounds import run_rounds
-from mimi_export.bench.summary import Summary, summarise
-from mimi_export.bench.targets import Target, targets
 from mimi_export.cli import bench as bench_command
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact

@@ -29,6 +29,7 @@ from torch.export import Dim
 from torch.nn import functional
 
 from mimi_export import __version__
+from mimi_export.bench.graphs import PUBLIC
 from mimi_export.contract import network, spec
 from mimi_export.contract.directory import Manifest, Source, metadata_props, write_manifest
 from mimi_export.contract.files import atomic_directory
@@ -41,7 +42,6 @@ from mimi_export.model.steps.rope import inverse_frequencies
 from mimi_export.model.upstream import Parts, parts
 from mimi_export.passes.interface import SetInterface, SetMetadata
 
-NAME = "public-design"
 EXAMPLE = {BATCH: 2, FRAMES: 3, PAST: 6}
 logger = logging.getLogger(__name__)
 
@@ -229,12 +229,12 @@ def export_public_design(
         OutputError: the directory exists or cannot be written.
     """
     manifest = Manifest(
-        NAME,
+        PUBLIC,
         checkpoint.geometry,
         Shape(num_codebooks),
         Source(checkpoint.source, checkpoint.revision),
         tools=tool_versions(),
-        conversion=[{"pass": NAME, "note": "the benchmark's baseline, with the defects of its design"}],
+        conversion=[{"pass": PUBLIC, "note": "the benchmark's baseline, with the defects of its design"}],
     )
     with atomic_directory(output_dir) as directory:
         for kind in GRAPH_KINDS:

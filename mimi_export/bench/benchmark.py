@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,11 @@ from mimi_export.bench.contenders import baseline_contenders, variant_contenders
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
-from mimi_export.bench.rounds import no_progress, run_rounds
-from mimi_export.bench.targets import targets
+from mimi_export.bench.rounds import Progress, no_progress, run_rounds
 from mimi_export.contract.directory import MANIFEST_NAME, Artifact, load_artifact
 from mimi_export.contract.files import atomic_directory
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 
-Progress = Callable[[str, float, float], None]  # step, done, of how many (0 where that is not known)
 REPORT_NAME = "bench.json"
 
 
@@ -100,9 +98,7 @@ def benchmark(
         results = run_rounds(contenders, plan, file, progress)
     machines = _machines(plan, machines, progress)
     frame_ms = 1000 / first.geometry.frame_rate
-    single = next((machine for machine in machines if machine.threads == 1), machines[0])
-    reached = targets(contenders, results, plan, single, frame_ms)
-    return as_json(model or source.model, frame_ms, plan, machines, contenders, results, reached)
+    return as_json(model or source.model, frame_ms, plan, machines, contenders, results)
 
 
 def write_report(report: dict[str, Any], directory: str | os.PathLike[str], force: bool = False) -> list[Path]:
@@ -130,9 +126,9 @@ def _first(directories: Sequence[Path]) -> Artifact:
 
 
 def _machines(plan: Plan, before: list[Machine] | None, progress: Progress) -> list[Machine]:
-    """The limits for every number of threads; the better of now and before, because noise only ever slows."""
+    """The machine with every number of threads; the better rate of now and before."""
     found = []
     for index, threads in enumerate(plan.threads):
-        progress("measuring the machine's limits", index, len(plan.threads))
+        progress("measuring the machine", index, len(plan.threads))
         found.append(measure_machine(threads))
     return found if before is None else [now.best(then) for now, then in zip(found, before, strict=True)]

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 import mimi_export
-from mimi_export.bench import worker
+from mimi_export.bench.graphs import PUBLIC
+from mimi_export.bench.peers import CODEBOOK_SIZE, FRAME_SIZE, PEERS
 from mimi_export.bench.process import ContenderProcess
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.files import atomic_directory, sha256
-from mimi_export.contract.spec import GraphKind
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +37,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 Group = Literal["ours", "public", "peer"]
 
-PUBLIC = "public-design"
 OWN_PYTHON_PEERS = ("transformers-streaming", "transformers-batch")
 OTHER_PYTHON_PEERS = ("moshi", "rustymimi")
 _HUGGING_FACE, _KYUTAI = "huggingface", "kyutai.safetensors"
@@ -55,30 +60,71 @@ class Contender:
     frames_per_call: int = 1
     num_codebooks: int = 8
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """What it can do."""
+        return GRAPH_KINDS if self.directory is not None else PEERS[self.name].directions
+
+    @contextmanager
     def start(
         self, direction: GraphKind, threads: int, audio: Path | None = None, huge_pages: bool = False
-    ) -> ContenderProcess:
-        """Start its process for one direction.
+    ) -> Iterator[ContenderProcess]:
+        """Run its process for one direction.
+
+        A peer's environment needs the peer and numpy. It gets this package as a copy of the sources on its path and not
+        through our `site-packages`, which would put our torch before its own.
 
         Raises:
             MimiExportError: it does not load, or is not installed (`MissingPackageError`).
         """
-        if self.directory is None:
-            if self.weights is None:
+        package = Path(mimi_export.__file__).parent
+        command = ["--threads", str(threads)]
+        # Some libraries count their threads when the process starts, before its first line can say a word.
+        environment = dict.fromkeys(("OMP", "MKL", "OPENBLAS", "RAYON"), str(threads))
+        environment = {f"{library}_NUM_THREADS": number for library, number in environment.items()}
+        with tempfile.TemporaryDirectory(prefix="mimi-export-peer-") as folder:
+            if self.directory is not None:
+                command = [f"{package.name}.bench.graphs", str(self.directory.resolve()), direction, *command]
+                command += [] if audio is None else ["--audio", str(audio)]
+                paths = [str(package.parent), os.environ.get("PYTHONPATH")]
+                environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            elif self.weights is not None:
+                command = [f"{package.name}.bench.peers", self.name, direction, *command]
+                command += ["--weights", str(self.weights.resolve()), "--codebooks", str(self.num_codebooks)]
+                shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+                environment |= {"PYTHONPATH": folder, "PYTHONNOUSERSITE": "1"}
+            else:
                 raise ConfigError(f"{self.name} has neither graphs nor weights")
-            return ContenderProcess.peer(
-                self.name, self.weights, self.python, threads, self.num_codebooks, huge_pages=huge_pages
-            )
-        command = [sys.executable, "-m", "mimi_export.bench.graph_worker", str(self.directory.resolve()), direction]
-        command += ["--threads", str(threads), *([] if audio is None else ["--audio", str(audio)])]
-        package = str(Path(mimi_export.__file__).parent.parent)
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        return ContenderProcess(self.name, command, environment, huge_pages=huge_pages)
+            with ContenderProcess(
+                self.name, [self.python, "-m", *command], environment, huge_pages=huge_pages
+            ) as process:
+                yield process
 
     def file_bytes(self, direction: GraphKind) -> int | None:
         """Size of the graph of one direction."""
         return None if self.directory is None else load_artifact(self.directory).graph_path(direction).stat().st_size
+
+    def weight_bytes(self, direction: GraphKind) -> int | None:
+        """Bytes of weights that a call of one direction reads."""
+        return None if self.directory is None else weight_bytes(load_artifact(self.directory).graph_path(direction))
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the weights that one call of a graph reads.
+
+    Tables that a `Gather` looks up are left out, because a call takes a few of their rows. Half-precision weights count
+    as the float32 that onnxruntime makes of them when it loads the graph.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    total = 0
+    for tensor in graph.initializer:
+        size = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+        half = tensor.data_type == onnx.TensorProto.FLOAT16
+        total += 0 if tensor.name in tables else math.prod(tensor.dims) * (4 if half else size)
+    return total
 
 
 def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> list[Contender]:
@@ -151,17 +197,17 @@ def baseline_contenders(
         return []
     if peers_python is not None and shutil.which(peers_python) is None:
         raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
-    from mimi_export.bench.baseline import NAME, export_public_design
+    from mimi_export.bench.baseline import export_public_design
     from mimi_export.model.kyutai import save_kyutai
     from mimi_export.model.upstream import quiet_transformers
 
     progress(f"loading {model}")
     checkpoint = load()
     sizes = checkpoint.geometry.frame_size, checkpoint.geometry.codebook_size
-    if (peers or peers_python) and sizes != (worker.FRAME_SIZE, worker.CODEBOOK_SIZE):
+    if (peers or peers_python) and sizes != (FRAME_SIZE, CODEBOOK_SIZE):
         raise ConfigError(
             f"{model} has frames of {sizes[0]} samples and {sizes[1]} codebook entries, the other programs only run "
-            f"Kyutai's {worker.FRAME_SIZE} and {worker.CODEBOOK_SIZE}; leave them out with --no-peers"
+            f"Kyutai's {FRAME_SIZE} and {CODEBOOK_SIZE}; leave them out with --no-peers"
         )
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
@@ -171,10 +217,12 @@ def baseline_contenders(
     found = []
     if public:
         code = sha256(Path(mimi_export.__file__).parent / "bench" / "baseline.py")[:8]
-        directory = folder / f"{NAME}-{num_codebooks}cb-{code}"
+        directory = folder / f"{PUBLIC}-{num_codebooks}cb-{code}"
         if not directory.exists():
             export_public_design(checkpoint, directory, num_codebooks, progress=progress)
-        found += [Contender(NAME, "public", directory, layout="growing", precision="fp32", num_codebooks=num_codebooks)]
+        found += [
+            Contender(PUBLIC, "public", directory, layout="growing", precision="fp32", num_codebooks=num_codebooks)
+        ]
     if peers:
         weights = folder / _HUGGING_FACE
         if not weights.exists():

@@ -1,13 +1,14 @@
 """Other people's programs that run Mimi, each as a contender of the benchmark in a process of its own.
 
-    python -m mimi_export.bench.peers NAME --weights PATH [--threads 1] [--codebooks 8]
+    python -m mimi_export.bench.peers NAME encoder|decoder --weights PATH [--threads 1] [--codebooks 8]
 
 runs where the peer is installed (an environment of its own) and speaks the protocol of `worker`. PATH is what the
 peer loads: a Hugging Face model directory for the `transformers-…` ones, a file in Kyutai's format (see `kyutai`) for
 `moshi` and `rustymimi`. All weights are then the same.
 
 Each peer is driven through its public interface, the way its own documents do, on the CPU in float32. Only the call
-itself is timed, not the conversion of its input.
+itself is timed, not the conversion of its input: generated speech, and uniformly random codes, which cost a decoder the
+same as real ones. A state can only be reached by running, so a stream of an age is run up to it.
 """
 
 from __future__ import annotations
@@ -16,72 +17,94 @@ import argparse
 import importlib
 import os
 import sys
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mimi_export.bench.worker import Audio, Codes, claim_stdout, limit_threads, serve
+from mimi_export.bench.worker import Call, serve
+from mimi_export.errors import CheckpointError, ConfigError
+from mimi_export.media.signals import SAMPLING_RATE, speech_like
 
-ALL_COMMANDS = ("encode", "decode", "seek")
+FRAME_SIZE, CODEBOOK_SIZE = 1920, 2048  # the peers have Kyutai's geometry built in
+CLIP_FRAMES = 125  # a call of a peer that takes whole clips: 10 s
+DIRECTIONS = ("encoder", "decoder")
+SEEK_FRAMES = 25  # frames a call on the way to an age: 50 tokens, well inside every peer's window
 RUSTYMIMI_TOKENS = 32_768  # of its rotary table: 21 minutes; the default of 8192 ends with an error after 327 s
-MISSING_PACKAGE_STATUS = 9
-WRONG_WEIGHTS_STATUS = 4
 
 
-class _TorchPeer:
-    """What the peers in PyTorch share: inputs are tensors, gradients are off."""
+class Peer(ABC):
+    """One program in one direction, a `worker.Subject`; `encode` and `decode` continue a stream or take a whole clip.
 
-    streaming = True
+    Attributes:
+        name: what the benchmark calls it.
+        modules: what it imports.
+        environment: variables that must be set before.
+        directions: what it can do.
+        frames_per_call: 1 for a frame of a stream.
+        note: what a reader of the table must know.
+        version: of the program.
+    """
 
-    def __init__(self) -> None:
-        self._torch = importlib.import_module("torch")
-        self._torch.set_grad_enabled(False)
-        self._torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-    def prepare_audio(self, audio: Audio) -> Any:
-        """A float32 tensor that shares the array's memory."""
-        return self._torch.from_numpy(audio)
-
-    def prepare_codes(self, codes: Codes) -> Any:
-        """An int64 tensor that shares the array's memory."""
-        return self._torch.from_numpy(codes)
-
-
-class TransformersBatch(_TorchPeer):
-    """`MimiModel.encode` and `.decode` on whole clips: the throughput of a file, and no latency."""
-
-    name = "transformers-batch"
-    modules: tuple[str, ...] = ("torch", "transformers.models.mimi.modeling_mimi")
+    name: str
+    version: str
+    note: str
+    modules: tuple[str, ...]
     environment: ClassVar[dict[str, str]] = {}
-    commands: tuple[str, ...] = ("encode", "decode")
-    streaming = False
-    note = "whole clips, there is no stream that could have an age"
+    directions: tuple[str, ...] = DIRECTIONS
+    ways: tuple[str, ...] = ("stream",)
+    frames_per_call = 1
 
-    def __init__(self, weights: Path, num_codebooks: int) -> None:
-        super().__init__()
-        transformers = importlib.import_module("transformers")
-        transformers.utils.logging.disable_progress_bar()
-        self.version = version("transformers")
-        self._model = transformers.MimiModel.from_pretrained(weights, local_files_only=True).eval()
-        self._num_codebooks = num_codebooks
+    def __init__(self, direction: str, weights: Path, num_codebooks: int) -> None:
+        self.num_codebooks = num_codebooks
+        self.load(weights)
+        self._run = self.encode if direction == "encoder" else self.decode
+        self._is_encoder = direction == "encoder"
 
-    def encode(self, audio: Any) -> None:
-        """A clip of any number of whole frames."""
-        self._model.encode(audio, num_quantizers=self._num_codebooks)
+    @abstractmethod
+    def load(self, weights: Path) -> None:
+        """Load the program and its weights."""
 
-    def decode(self, codes: Any) -> None:
-        """A clip of any number of frames."""
-        self._model.decode(codes)
+    @abstractmethod
+    def encode(self, audio: Any) -> object:
+        """One call with `[1, 1, samples]`."""
 
+    @abstractmethod
+    def decode(self, codes: Any) -> object:
+        """One call with `[1, K, frames]`."""
+
+    @abstractmethod
     def reset(self) -> None:
-        """Nothing is carried from call to call."""
+        """Begin new streams."""
+
+    def prepare(self, data: NDArray[Any]) -> Any:
+        """Audio or codes in the type that the program takes: a tensor that shares the array's memory."""
+        return importlib.import_module("torch").from_numpy(data)
+
+    def calls(self, ways: Sequence[str], age_seconds: float, batch: int) -> dict[str, Call]:
+        """See `worker.Subject`; a clip has no age."""
+        if batch != 1:
+            raise ConfigError(f"{self.name} runs one stream, got a batch of {batch}")
+        self.reset()
+        left = round(age_seconds * SAMPLING_RATE / FRAME_SIZE) if self.ways == ("stream",) else 0
+        while left > 0:
+            self._run(self._data(min(SEEK_FRAMES, left)))
+            left -= SEEK_FRAMES
+        data = self._data(self.frames_per_call)
+        return dict.fromkeys(ways, lambda: self._run(data))
+
+    def _data(self, frames: int) -> Any:
+        if self._is_encoder:
+            return self.prepare(speech_like(frames * FRAME_SIZE / SAMPLING_RATE)[None, None])
+        shape = (1, self.num_codebooks, frames)
+        return self.prepare(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, shape))
 
 
-class TransformersStreaming(TransformersBatch):
+class TransformersStreaming(Peer):
     """`MimiModel.encode` with its two caches.
 
     Only the encoder: upstream's decoder carries no convolution state, so frame by frame it computes something else,
@@ -89,134 +112,139 @@ class TransformersStreaming(TransformersBatch):
     """
 
     name = "transformers-streaming"
-    commands = ("encode", "seek")
-    streaming = True
+    modules = ("torch", "transformers.models.mimi.modeling_mimi")
+    directions: tuple[str, ...] = ("encoder",)
     note = "its decoder has no streaming mode, so only its encoder is measured"
 
-    def __init__(self, weights: Path, num_codebooks: int) -> None:
-        super().__init__(weights, num_codebooks)
-        self._keys_and_values: Any = None
-        self._padding: Any = None
+    def load(self, weights: Path) -> None:
+        """A Hugging Face directory."""
+        transformers = importlib.import_module("transformers")
+        transformers.utils.logging.disable_progress_bar()
+        self.version = version("transformers")
+        self.model = transformers.MimiModel.from_pretrained(weights, local_files_only=True).eval()
+        self._caches: dict[str, Any] = {}
 
     def encode(self, audio: Any) -> None:
         """The next whole frames of the stream."""
-        result = self._model.encode(
-            audio,
-            num_quantizers=self._num_codebooks,
-            encoder_past_key_values=self._keys_and_values,
-            padding_cache=self._padding,
-            use_streaming=True,
-        )
-        self._keys_and_values, self._padding = result.encoder_past_key_values, result.padding_cache
+        result = self.model.encode(audio, num_quantizers=self.num_codebooks, use_streaming=True, **self._caches)
+        self._caches = {
+            "encoder_past_key_values": result.encoder_past_key_values,
+            "padding_cache": result.padding_cache,
+        }
+
+    def decode(self, codes: Any) -> object:
+        """A whole clip."""
+        return self.model.decode(codes)
 
     def reset(self) -> None:
         """Forget both caches."""
-        self._keys_and_values = self._padding = None
+        self._caches = {}
 
 
-class Moshi(_TorchPeer):
+class TransformersBatch(TransformersStreaming):
+    """`MimiModel.encode` and `.decode` on whole clips: the throughput of a file, and no latency."""
+
+    name = "transformers-batch"
+    directions = DIRECTIONS
+    ways = ("clip",)
+    frames_per_call = CLIP_FRAMES
+    note = "whole clips, there is no stream that could have an age"
+
+    def encode(self, audio: Any) -> object:  # type: ignore[override]
+        """A whole clip."""
+        return self.model.encode(audio, num_quantizers=self.num_codebooks)
+
+
+class Moshi(Peer):
     """Kyutai's PyTorch implementation inside `streaming`, one state for each direction.
 
     Its `torch.compile` of the rotary positions is off: on a CPU it gains nothing and needs a C++ compiler.
     """
 
     name = "moshi"
-    modules: tuple[str, ...] = ("torch", "moshi.models.loaders")
+    modules = ("torch", "moshi.models.loaders")
     environment: ClassVar[dict[str, str]] = {"NO_TORCH_COMPILE": "1"}
-    commands: tuple[str, ...] = ALL_COMMANDS
     note = "streaming, uncompiled"
 
-    def __init__(self, weights: Path, num_codebooks: int) -> None:
-        super().__init__()
-        loaders = importlib.import_module("moshi.models.loaders")
+    def load(self, weights: Path) -> None:
+        """A file in Kyutai's format."""
         self.version = version("moshi")
-        self._model = loaders.get_mimi(weights, num_codebooks=num_codebooks)
+        loaders = importlib.import_module("moshi.models.loaders")
+        self._model = loaders.get_mimi(weights, num_codebooks=self.num_codebooks)
         self._model.streaming_forever(1)
 
-    def encode(self, audio: Any) -> None:
+    def encode(self, audio: Any) -> object:
         """The next whole frames of the stream."""
-        self._model.encode(audio)
+        return self._model.encode(audio)
 
-    def decode(self, codes: Any) -> None:
+    def decode(self, codes: Any) -> object:
         """The next frames of the stream."""
-        self._model.decode(codes)
+        return self._model.decode(codes)
 
     def reset(self) -> None:
         """Begin both streams anew."""
         self._model.reset_streaming()
 
 
-class Rustymimi:
+class Rustymimi(Peer):
     """Kyutai's Rust implementation (candle) through its Python binding."""
 
     name = "rustymimi"
-    modules: tuple[str, ...] = ("rustymimi",)
-    environment: ClassVar[dict[str, str]] = {}
-    commands: tuple[str, ...] = ALL_COMMANDS
-    streaming = True
+    modules = ("rustymimi",)
     note = f"streaming, rotary table enlarged to {RUSTYMIMI_TOKENS} tokens"
 
-    def __init__(self, weights: Path, num_codebooks: int) -> None:
+    def load(self, weights: Path) -> None:
+        """A file in Kyutai's format."""
         rustymimi = importlib.import_module("rustymimi")
         self.version = version("rustymimi")
-        self._tokenizer = rustymimi.Tokenizer(str(weights), num_codebooks=num_codebooks, max_seq_len=RUSTYMIMI_TOKENS)
+        sizes = {"num_codebooks": self.num_codebooks, "max_seq_len": RUSTYMIMI_TOKENS}
+        self._tokenizer = rustymimi.Tokenizer(str(weights), **sizes)
 
-    def prepare_audio(self, audio: Audio) -> Any:
-        """The binding takes float32 arrays."""
-        return audio
+    def prepare(self, data: NDArray[Any]) -> Any:
+        """The binding takes float32 and uint32 arrays."""
+        return data.astype(np.uint32) if data.dtype.kind == "i" else data
 
-    def prepare_codes(self, codes: Codes) -> Any:
-        """The binding takes uint32 arrays."""
-        return codes.astype(np.uint32)
-
-    def encode(self, audio: Any) -> None:
+    def encode(self, audio: Any) -> object:
         """The next whole frames of the stream."""
-        self._tokenizer.encode_step(audio)
+        return self._tokenizer.encode_step(audio)
 
-    def decode(self, codes: Any) -> None:
+    def decode(self, codes: Any) -> object:
         """The next frames of the stream."""
-        self._tokenizer.decode_step(codes)
+        return self._tokenizer.decode_step(codes)
 
     def reset(self) -> None:
         """Begin both streams anew."""
         self._tokenizer.reset()
 
 
-PEERS = {peer.name: peer for peer in (TransformersBatch, TransformersStreaming, Moshi, Rustymimi)}
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer for peer in (TransformersBatch, TransformersStreaming, Moshi, Rustymimi)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load a peer and serve; the exit status is 0, or that of the error whose line is on stderr."""
+    """Load a peer and serve."""
     parser = argparse.ArgumentParser(prog="mimi_export.bench.peers", description="Run one peer of the benchmark.")
     parser.add_argument("name", choices=sorted(PEERS))
+    parser.add_argument("direction", choices=DIRECTIONS)
     parser.add_argument("--weights", type=Path, required=True, help="model directory or file in Kyutai's format")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--codebooks", type=int, default=8)
     options = parser.parse_args(arguments)
-    if not options.weights.exists():
-        sys.stderr.write(f"there are no weights at {options.weights}\n")
-        return WRONG_WEIGHTS_STATUS
-    replies = claim_stdout()
-    limit_threads(options.threads)
     chosen = PEERS[options.name]
     os.environ.update(chosen.environment)  # before the imports, which read it
-    began = time.perf_counter()
-    try:
-        for module in chosen.modules:
-            importlib.import_module(module)
-    except ImportError as error:
-        sys.stderr.write(f"{options.name} is not installed for {sys.executable}: {error}\n")
-        return MISSING_PACKAGE_STATUS
-    imported = time.perf_counter()
-    peer = chosen(options.weights, options.codebooks)
-    loaded = time.perf_counter()
-    facts = {
-        "threads": options.threads,
-        "import_seconds": imported - began,
-        "load_seconds": loaded - imported,
-    }
-    serve(peer, options.codebooks, facts, sys.stdin, replies)
-    return 0
+
+    def load() -> Peer:
+        if "torch" in chosen.modules:
+            torch = importlib.import_module("torch")
+            torch.set_grad_enabled(False)
+            torch.set_num_threads(options.threads)
+        return chosen(options.direction, options.weights, options.codebooks)
+
+    if not options.weights.exists():
+        sys.stderr.write(f"there are no weights at {options.weights}\n")
+        return CheckpointError.exit_code
+    return serve(load, chosen.modules)
 
 
 if __name__ == "__main__":

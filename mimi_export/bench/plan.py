@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mimi_export.bench.summary import Summary
+import numpy as np
+
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 
 REFERENCE_AGE = 20.0  # seconds: older than the window, and what comparisons with the public design are made at
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is the same for all contenders of a comparison."""
+
+    direction: GraphKind
+    threads: int
+    batch: int
+    age_seconds: float
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.direction}, {threads}, age {self.age_seconds:g} s, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -34,16 +50,53 @@ class Plan:
         """The age at which batches and threads are compared."""
         return min(self.ages, key=lambda age: abs(age - REFERENCE_AGE))
 
-    def cells(self, threads: int) -> list[tuple[float, int]]:
-        """Pairs of age and batch to measure with a number of threads."""
+    def situations(self, direction: GraphKind, threads: int) -> list[Situation]:
+        """What to measure with a number of threads."""
         reference = self.reference_age
-        if threads != self.threads[0]:
-            return [(reference, 1)]
-        return [*((age, 1) for age in self.ages), *((reference, batch) for batch in self.batches if batch > 1)]
+        pairs = [(1, reference)]
+        if threads == self.threads[0]:
+            pairs = [*((1, age) for age in self.ages), *((batch, reference) for batch in self.batches if batch > 1)]
+        return [Situation(direction, threads, batch, age) for batch, age in pairs]
 
-    def calls(self, batch: int) -> int:
+    def calls(self, batch: int, frames_per_call: int = 1) -> int:
         """Calls a round."""
-        return max(2, -(-self.frames // max(1, batch // 2)))
+        return max(2, -(-self.frames // (max(1, batch // 2) * frames_per_call)))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Times in milliseconds over all rounds: median and upper percentiles of single calls.
+
+    `low` and `high` are the least and the greatest median of a round: their distance says how much the machine, and
+    not the contender, moved between rounds.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    low: float
+    high: float
+    count: int
+
+
+def summarise(rounds: Sequence[Sequence[float]], divisor: float = 1.0) -> Summary:
+    """Summarise the times of several rounds.
+
+    Percentiles interpolate linearly between the two nearest values, so those of few calls are near the maximum.
+
+    Args:
+        rounds: times of the calls of each round; at least one.
+        divisor: what each time is divided by (frames in a call).
+
+    Raises:
+        ValueError: there are no times.
+    """
+    values = np.concatenate([np.asarray(times, np.float64) for times in rounds]) / divisor if rounds else np.empty(0)
+    if values.size == 0:
+        raise ValueError("there are no times to summarise")
+    medians = [float(np.median(times)) / divisor for times in rounds if len(times)]
+    p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]))
+    return Summary(p50, p95, p99, min(medians), max(medians), int(values.size))
 
 
 @dataclass(frozen=True)
@@ -57,27 +110,16 @@ class Measurement:
 
     contender: str
     group: str
-    direction: GraphKind
     way: str
-    threads: int
-    batch: int
-    age_seconds: float | None
+    situation: Situation
     wall: Summary
-    processor: Summary | None
+    processor: Summary
     rss_bytes: int
-
-    def real_time_factor(self, frame_ms: float) -> float:
-        """Time to compute over time of the audio; below 1 is faster than real time."""
-        return self.wall.p50 / frame_ms
-
-    def streams_per_core(self, frame_ms: float) -> float:
-        """Streams in real time for each thread that is used."""
-        return self.batch * frame_ms / self.wall.p50 / self.threads
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of a contender's process once it has loaded one direction."""
+    """What is known of a contender's process once it has loaded one direction; bytes `None` where there is no file."""
 
     contender: str
     direction: GraphKind
@@ -88,14 +130,13 @@ class Fact:
     import_seconds: float
     rss_bytes: int
     file_bytes: int | None
+    weight_bytes: int | None
 
 
 @dataclass
 class Results:
-    """Everything that was measured; `costs` by (contender, direction, age, batch), `skipped` a reason by name."""
+    """Everything that was measured; `skipped` a reason by name."""
 
     measurements: list[Measurement] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
-    costs: dict[tuple[str, str, float, int], dict[str, int]] = field(default_factory=dict)
-    operators: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)

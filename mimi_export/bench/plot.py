@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from mimi_export.bench.machine import Machine
+
 _MARKS = "osD^vPX<>*"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Write a picture with two rows (latency, throughput) and a column for each direction.
+    """Write a picture with two rows (latency, throughput) and a column for each direction, under model and machine.
 
     Args:
         report: of `report.as_json`.
@@ -43,6 +45,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for axes in grid.flat:
         handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    machine = Machine(**report["machines"][0])
+    figure.suptitle(f"{report['model']}: latency and throughput, {threads} thread{'s' * (threads > 1)}\n{machine}")
     figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -53,7 +57,12 @@ def _latency(axes: Axes, records: list[dict[str, Any]], style: dict[str, Any], f
             ages, medians, lows, highs = zip(*points, strict=True)
             axes.plot(ages, medians, **drawn)
             axes.fill_between(ages, lows, highs, color=drawn["color"], alpha=0.15, linewidth=0)
-    axes.axhline(frame_ms, color="0.6", linestyle=":", linewidth=1)  # slower is not real time
+    axes.axhline(frame_ms, color="0.4", linestyle=":", linewidth=1)
+    axes.annotate(
+        f"{frame_ms:g} ms, a frame's length: slower is not real time",
+        (0.01, frame_ms), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        color="0.4", fontsize=8,
+    )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="age of the stream, s", ylabel="median of a frame, ms")
     axes.set_xticks(sorted({record["age_seconds"] for record in records}))
     axes.xaxis.set_major_formatter("{x:g}")

@@ -1,7 +1,11 @@
 """The driver's side of a contender: start a program under test, ask it for rounds of work, stop it.
 
-The program is any that speaks the line protocol of `worker`. One process stays loaded for a whole benchmark, so
-that contenders can be measured in turns (A, B, C, A, B, C, …) and a slow moment of the machine hits them all.
+The program is any that speaks the line protocol of `worker`. One process stays loaded for a whole benchmark, so that
+contenders can be measured in turns and a slow moment of the machine hits them all.
+
+With huge pages its heap, which is where onnxruntime and PyTorch keep weights, lies in pages of 2 MiB. A frame reads all
+weights once, and in pages of 4 KiB the processor looks up forty thousand addresses for it. glibc asks the kernel for
+them when a process is started with `GLIBC_TUNABLES` as here; the kernel has to allow it in `SWITCH`.
 """
 
 from __future__ import annotations
@@ -10,64 +14,57 @@ import contextlib
 import json
 import logging
 import os
-import queue
+import platform
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import mimi_export
-from mimi_export.bench.huge_pages import huge_page_environment
-from mimi_export.errors import CheckpointError, MimiExportError, MissingPackageError
+import psutil
+
+from mimi_export.errors import CheckpointError, ConfigError, MimiExportError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
 READY_SECONDS = 300.0
 ANSWER_SECONDS = 1800.0  # ten minutes of audio at half of real time, and some
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_VARIABLE, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 _QUIT_SECONDS = 10.0
 _STDERR_BYTES = 20_000
 _ERRORS: dict[int, type[MimiExportError]] = {error.exit_code: error for error in (CheckpointError, MissingPackageError)}
 
 
+def check_huge_pages() -> None:
+    """Raise `ConfigError` where a heap cannot have huge pages."""
+    library, version = platform.libc_ver()
+    if library != "glibc" or tuple(map(int, version.split("."))) < (2, 35):
+        raise ConfigError(f"huge pages need glibc 2.35 or later, this is {library or platform.system()} {version}")
+    try:
+        chosen = SWITCH.read_text("ascii")
+    except OSError as error:
+        raise ConfigError(f"this kernel has no huge pages: {SWITCH}: {error.strerror}") from error
+    if "[never]" in chosen:
+        raise ConfigError(f"huge pages are switched off here; as root: echo madvise > {SWITCH}")
+
+
 @dataclass(frozen=True)
 class Ready:
-    """What a contender says of itself once it has loaded. Times in seconds, memory in bytes."""
+    """What a contender says of itself once it has loaded, see `worker`."""
 
     name: str
     version: str
-    commands: tuple[str, ...]
-    threads: int
-    streaming: bool
+    ways: tuple[str, ...]
+    frames_per_call: int
     note: str
     import_seconds: float
     load_seconds: float
-    rss_bytes: int
-
-
-@dataclass(frozen=True)
-class Round:
-    """One measured round.
-
-    `milliseconds` holds one time for each call. A call of a streaming contender is one frame; a batch contender does
-    all `frames` in its one call.
-    """
-
-    frames: int
-    age_frames: int
-    milliseconds: tuple[float, ...]
-    rss_bytes: int
-
-    @property
-    def milliseconds_per_frame(self) -> float:
-        """Mean time of a frame."""
-        return sum(self.milliseconds) / self.frames
 
 
 class ContenderProcess:
@@ -94,7 +91,9 @@ class ContenderProcess:
         huge_pages: bool = False,
     ) -> None:
         self._name = name
-        self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        variables = {**os.environ, **(environment or {})}
+        if huge_pages:
+            variables[_VARIABLE] = ":".join(filter(None, (variables.get(_VARIABLE), _TUNABLE)))
         with contextlib.ExitStack() as resources:
             self._stderr = resources.enter_context(tempfile.TemporaryFile())
             try:
@@ -103,72 +102,42 @@ class ContenderProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._stderr,
-                    env={**os.environ, **(environment or {}), **(huge_page_environment() if huge_pages else {})},
+                    env=variables,
                     encoding="utf-8",
                 )
             except OSError as error:
                 raise MimiExportError(f"cannot start {command[0]}: {error.strerror}; give a working program") from error
             resources.callback(self._stop)
-            threading.Thread(target=self._read, daemon=True).start()
-            self.ready = _parse_ready(self._answer("starting", ready_seconds))
+            reply = self._answer("starting", ready_seconds)
+            self.ready = Ready(**{field: reply[field] for field in Ready.__dataclass_fields__})
             self._resources = resources.pop_all()
 
-    @classmethod
-    def peer(
-        cls,
-        name: str,
-        weights: Path,
-        python: str | os.PathLike[str] = sys.executable,
-        threads: int = 1,
-        num_codebooks: int = 8,
-        ready_seconds: float = READY_SECONDS,
-        huge_pages: bool = False,
-    ) -> ContenderProcess:
-        """Start the peer called `name` (see `peers`) under another environment's `python`.
-
-        That environment needs the peer and numpy. It gets this package as a copy of the sources on its path and not
-        through our `site-packages`, which would put our torch before its own.
-        """
-        with contextlib.ExitStack() as resources:
-            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="mimi-export-peer-")))
-            package = Path(mimi_export.__file__).parent
-            shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-            command = [os.fspath(python), "-m", f"{package.name}.bench.peers", name]
-            command += ["--weights", os.fspath(Path(weights).resolve())]
-            command += ["--threads", str(threads), "--codebooks", str(num_codebooks)]
-            environment = {"PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1"}
-            # Some libraries count their threads when the process starts, before its first line can say a word.
-            environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
-            contender = cls(name, command, environment, ready_seconds, huge_pages)
-            contender._resources.push(resources.pop_all())
-        return contender
-
-    def encode(self, frames: int) -> Round:
-        """Encode the next `frames` frames of the stream, one at a time (in one call if the contender is batch)."""
-        return self._round(f"encode {frames}")
-
-    def decode(self, frames: int) -> Round:
-        """Decode the next `frames` frames of the stream, as `encode`."""
-        return self._round(f"decode {frames}")
-
-    def seek(self, seconds: float) -> None:
-        """Bring the streams in both directions to an age of `seconds`; not measured. 0 begins new ones."""
-        self.request(f"seek {seconds}")
-
-    def request(self, line: str, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
-        """Send one line of the protocol and return the reply.
+    def measure(
+        self, ways: Sequence[str], age_seconds: float, batch: int, calls: int, timeout: float = ANSWER_SECONDS
+    ) -> dict[str, Any]:
+        """Ask for one round; the reply of `worker`.
 
         Raises:
             MimiExportError: the contender refuses, ends, or does not answer within `timeout` seconds.
         """
+        wish = {"ways": list(ways), "age_seconds": age_seconds, "batch": batch, "calls": calls}
+        doing = f"running {', '.join(ways)} at {age_seconds:g} s with batch {batch}"
         if self._process.stdin is None or self._process.stdin.closed:
-            raise MimiExportError(f"{self._name} has been closed; start it again to ask for {line!r}")
+            raise MimiExportError(f"{self._name} has been closed; start it again to measure it")
         try:
-            self._process.stdin.write(line + "\n")
+            self._process.stdin.write(json.dumps(wish) + "\n")
             self._process.stdin.flush()
         except OSError as error:  # it has ended already: why is in its stderr
-            raise self._ended(f"before {line!r}") from error
-        return self._answer(f"answering {line!r}", timeout)
+            raise self._ended(f"before {doing}") from error
+        return self._answer(doing, timeout)
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of the process now; 0 once it has ended."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
     def close(self) -> None:
         """End the process, by force if it does not end by itself; closing twice is harmless."""
@@ -182,39 +151,23 @@ class ContenderProcess:
     ) -> None:
         self.close()
 
-    def _round(self, line: str) -> Round:
-        reply = self.request(line)
-        return Round(reply["frames"], reply["age_frames"], tuple(reply["ms"]), reply["rss_bytes"])
-
     def _stop(self) -> None:
-        if self._process.stdin is not None:
-            try:
-                self._process.stdin.close()  # the end of input means `quit`
-            except OSError:
-                logger.debug("%s had ended before it was closed", self._name)
         try:
-            self._process.wait(_QUIT_SECONDS)
+            self._process.communicate(timeout=_QUIT_SECONDS)  # the end of its input ends it
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-
-    def _read(self) -> None:
-        """Carry replies into the queue, where waiting for one can time out; `None` marks the end."""
-        stdout = self._process.stdout
-        if stdout is not None:
-            with stdout:
-                for line in stdout:
-                    self._replies.put(line)
-        self._replies.put(None)
+            self._process.communicate()
 
     def _answer(self, doing: str, timeout: float) -> dict[str, Any]:
+        began, timer = time.monotonic(), threading.Timer(timeout, self._process.kill)
+        timer.start()
         try:
-            line = self._replies.get(timeout=timeout)
-        except queue.Empty:
-            self._process.kill()
-            raise MimiExportError(f"{self._name} gave no answer in {timeout:g} s while {doing}; stopped it") from None
-        if line is None:
-            self._replies.put(None)  # it stays ended for whoever asks next
+            line = self._process.stdout.readline() if self._process.stdout else ""
+        finally:
+            timer.cancel()
+        if not line and time.monotonic() - began >= timeout:
+            raise MimiExportError(f"{self._name} gave no answer in {timeout:g} s while {doing}; stopped it")
+        if not line:
             raise self._ended(f"while {doing}")
         try:
             reply: dict[str, Any] = json.loads(line)
@@ -234,12 +187,3 @@ class ContenderProcess:
         telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|panicked)\b", line)] or lines
         kind = _ERRORS.get(status, MimiExportError)
         return kind(f"{self._name} ended with status {status} {when}: {telling[-1].strip()}")
-
-
-def _parse_ready(reply: Mapping[str, Any]) -> Ready:
-    copied = ("name", "version", "threads", "note", "import_seconds", "load_seconds", "rss_bytes")
-    return Ready(
-        commands=tuple(reply["commands"]),
-        streaming=reply["frames_per_call"] == 1,
-        **{name: reply[name] for name in copied},
-    )

@@ -1,4 +1,4 @@
-"""`bench`: every way to run Mimi side by side. Needs the export extra; `--output` needs the bench extra, too.
+"""`bench`: every way to run Mimi side by side. Needs the export and bench extras.
 
 With `--json`: the object that `mimi_export.bench.report` describes.
 """
@@ -85,16 +85,16 @@ def bench(
         raise ConfigError("--revision belongs to a --model; give both")
     if output is not None and output.exists() and not force and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already; choose another --output or replace it with --force")
-    with needs_extra("export", "mimi-export bench"):
+    with needs_extra("export,bench", "mimi-export bench"):
         from mimi_export.bench.benchmark import benchmark, default_directories, write_report
-        from mimi_export.bench.huge_pages import check_huge_pages
         from mimi_export.bench.plan import Plan
+        from mimi_export.bench.process import check_huge_pages
         from mimi_export.bench.report import tables
         from mimi_export.media.audio import read_audio
     if huge_pages:
         check_huge_pages()
     if output is not None:
-        with needs_extra("bench", "mimi-export bench --output"):
+        with needs_extra("export,bench", "mimi-export bench --output"):
             import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after
     plan = Plan(
         frames=frames,

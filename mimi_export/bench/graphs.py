@@ -1,0 +1,163 @@
+"""One graph of ours, or of the baseline, as a contender of the benchmark in a process of its own.
+
+    python -m mimi_export.bench.graphs DIR encoder|decoder [--threads 1] [--audio FILE.npy]
+
+speaks the protocol of `worker` in two ways: `bare` is the session with everything bound once, `push` the runtime's
+stream. States have the shapes of a stream of the age that is asked for, reached at once instead of by running:
+
+    ring, full window   keys and values as the runtime keeps them; calls go from one set of states to the other and back
+    growing             a window that is not full yet, and the public design for ever: the age is held, so every bare
+                        call has the same past and writes its present aside. A real client would have to allocate, too;
+                        that is not charged
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimi_export.bench.worker import Call, serve
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.spec import BATCH, PAST, PRESENT, GraphKind, GraphSpec
+from mimi_export.media.signals import speech_like
+from mimi_export.runtime import load
+from mimi_export.runtime.buffers import BoundCall, _value, in_place
+from mimi_export.runtime.codec import Codec
+from mimi_export.runtime.session import GraphSession
+
+Array = NDArray[Any]
+PUBLIC = "public-design"  # also what the conversion of its manifest says
+_STATE_LEVEL = 0.1
+_CLIP_SECONDS = 4.0
+
+
+class GraphSubject:
+    """One graph of a variant.
+
+    Args:
+        codec: the variant.
+        kind: which of its graphs; it is loaded.
+        audio: `[n]` for an encoder, at least one call; generated speech unless given.
+    """
+
+    version = note = ""
+    ways: tuple[str, ...] = ("bare", "push")
+
+    def __init__(self, codec: Codec, kind: GraphKind, audio: Array | None = None) -> None:
+        self._half = codec.encoder if kind == "encoder" else codec.decoder
+        self._graph, self._geometry, self._audio = self._half.graph, codec.geometry, audio
+        self._bounded = not any(record.get("pass") == PUBLIC for record in codec.artifact.manifest.conversion)
+        self.name = codec.artifact.manifest.name
+        self.frames_per_call = self._graph.spec.shape.frames_per_call or 1
+
+    def calls(self, ways: Sequence[str], age_seconds: float, batch: int) -> dict[str, Call]:
+        """See `worker.Subject`."""
+        spec = self._graph.spec
+        data = call_data(spec, self._geometry, batch, self._audio)
+        past, present = states_at(spec, self._geometry, batch, age_seconds, self._bounded)
+        made: dict[str, Call] = {}
+        if "bare" in ways:
+            made["bare"] = bare_call(self._graph, data, past, present)
+        if "push" in ways:
+            stream = self._half.stream(batch)
+            stream.restore(dataclasses.replace(stream.snapshot(), states=past))
+            pushed: Any = data[:, 0] if spec.kind == "encoder" else data
+            made["push"] = lambda: stream.push(pushed)
+        return made
+
+
+def tokens_at(geometry: Geometry, age_seconds: float) -> int:
+    """Transformer tokens of a stream of an age, in whole frames."""
+    return round(age_seconds * geometry.frame_rate) * geometry.tokens_per_frame
+
+
+def states_at(
+    spec: GraphSpec, geometry: Geometry, batch: int, age_seconds: float, bounded: bool = True
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Past and present states of one call on a stream of an age, by name.
+
+    The past holds random numbers of a quiet signal's level, and the true position; the present zeros.
+
+    Args:
+        spec: the graph.
+        geometry: sizes of the model.
+        batch: rows.
+        age_seconds: of the stream.
+        bounded: whether keys and values stop growing at the window, or never (the public design).
+    """
+    rng = np.random.default_rng(0)
+    tokens = tokens_at(geometry, age_seconds)
+    after = tokens + (spec.shape.frames_per_call or 1) * geometry.tokens_per_frame
+    most = spec.window_length if bounded else after
+    sizes = {BATCH: batch, PAST: min(tokens, most), PRESENT: min(after, most)}
+    past: dict[str, Array] = {}
+    present: dict[str, Array] = {}
+    for state in spec.states:
+        before, behind = (_sized(shape, sizes) for shape in (state.past_shape, state.present_shape))
+        if state.kind == "position":
+            past[state.name] = np.full(before, tokens, np.int64)
+        else:
+            past[state.name] = rng.standard_normal(before, np.float32) * np.float32(_STATE_LEVEL)
+        present[state.name] = np.zeros(behind, state.dtype)
+    return past, present
+
+
+def _sized(shape: Sequence[int | str], sizes: dict[str, int]) -> list[int]:
+    return [sizes[dim] if isinstance(dim, str) else dim for dim in shape]
+
+
+def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | None = None) -> Array:
+    """Data of one call: speech (its loudest stretch, every row another) or uniformly random codes.
+
+    Args:
+        spec: the graph.
+        geometry: sizes of the model.
+        batch: rows.
+        audio: `[n]`, at least one call of samples; generated speech unless given.
+    """
+    frames = spec.shape.frames_per_call or 1
+    if spec.kind == "decoder":
+        return np.random.default_rng(0).integers(0, geometry.codebook_size, (batch, spec.shape.num_codebooks, frames))
+    samples = frames * geometry.frame_size
+    clip = speech_like(_CLIP_SECONDS, 0, geometry.sampling_rate) if audio is None else audio
+    loudest = max(0, int(np.argmax(np.abs(clip))) - samples // 2)
+    starts = (loudest + np.arange(batch) * 480) % (len(clip) - samples + 1)
+    return np.stack([clip[start : start + samples] for start in starts])[:, None].astype(np.float32)
+
+
+def bare_call(graph: GraphSession, data: Array, past: dict[str, Array], present: dict[str, Array]) -> Call:
+    """A call with everything bound; it returns a copy of the data output."""
+    first = {name: _value(array, graph.device) for name, array in past.items()}
+    second = {
+        state.name: first[state.name] if in_place(graph.spec, state) else _value(present[state.name], graph.device)
+        for state in graph.spec.states
+    }
+    turns = [BoundCall(graph, first, second, data.shape)]
+    if all(array.shape == present[name].shape for name, array in past.items()):
+        turns.append(BoundCall(graph, second, first, data.shape))
+    turn = itertools.cycle(turns)
+    return lambda: next(turn).run(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load a graph and serve."""
+    parser = argparse.ArgumentParser(prog="mimi_export.bench.graphs", description="Run one graph.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("kind", choices=("encoder", "decoder"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--audio", type=Path)
+    options = parser.parse_args(arguments)
+    audio = None if options.audio is None else np.load(options.audio, allow_pickle=False)
+    return serve(lambda: GraphSubject(load(options.directory, options.threads), options.kind, audio))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
