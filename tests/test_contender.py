@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,117 +10,118 @@ from pathlib import Path
 import pytest
 
 import mimi_export
-from mimi_export.bench.peers import PEERS
+from mimi_export.bench.contenders import Contender
+from mimi_export.bench.peers import PEERS, Peer
 from mimi_export.bench.process import ContenderProcess
 from mimi_export.bench.worker import Worker
 from mimi_export.errors import CheckpointError, MimiExportError, MissingPackageError
 
 PYTHONPATH = {"PYTHONPATH": str(Path(mimi_export.__file__).parent.parent)}
+ROUND = {"ways": ["stream"], "age_seconds": 1.0, "batch": 1, "calls": 3}
 
 STAND_IN = """
 import sys
-from mimi_export.bench.worker import claim_stdout, serve
+from mimi_export.bench.worker import serve
 
 class StandIn:
-    name, version, note = "stand-in", "1", "it only streams"
-    commands, streaming = ("encode", "seek"), True
-    def prepare_audio(self, audio): return audio
-    def prepare_codes(self, codes): return codes
-    def encode(self, audio): print("noise that must not reach the protocol")
-    def reset(self): pass
+    name, version, note, ways, frames_per_call = "stand-in", "1", "it only streams", ("stream",), 1
+    def calls(self, ways, age_seconds, batch):
+        return {"stream": lambda: print("noise that must not reach the protocol")}
 
-replies = claim_stdout()
-serve(StandIn(), 8, {"threads": 1, "import_seconds": 0.0, "load_seconds": 0.5}, sys.stdin, replies)
+sys.exit(serve(StandIn))
 """
 
 
-class Recorder:
+class Recorder(Peer):
     """A peer that writes down what it was given."""
 
-    name, version, note = "recorder", "1", "nothing to say"
-    commands: tuple[str, ...] = ("encode", "decode", "seek")
+    name, version, note, modules = "recorder", "1", "nothing to say", ()
 
-    def __init__(self, streaming: bool = True) -> None:
-        self.streaming = streaming
-        self.calls: list = []
+    def load(self, weights):
+        self.seen: list = []
 
-    def prepare_audio(self, audio):
-        return audio
-
-    def prepare_codes(self, codes):
-        return codes
+    def prepare(self, data):
+        return data
 
     def encode(self, audio):
-        self.calls.append(("encode", audio.shape))
+        self.seen.append(("encode", audio.shape))
 
     def decode(self, codes):
-        self.calls.append(("decode", codes.shape))
+        self.seen.append(("decode", codes.shape))
 
     def reset(self):
-        self.calls.append("reset")
+        self.seen.append("reset")
+
+
+class ClipRecorder(Recorder):
+    ways, frames_per_call = ("clip",), 125
+
+
+def ask(worker: Worker, **changes) -> dict:
+    return worker.answer(json.dumps({**ROUND, **changes}))
 
 
 def program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def test_a_stream_is_fed_frame_by_frame_and_ages():
-    peer = Recorder()
-    worker = Worker(peer, 4)
-    first, second = worker.answer("encode 2"), worker.answer("encode 3\n")
-    assert (first["age_frames"], second["age_frames"]) == (0, 2)
-    assert len(second["ms"]) == second["frames"] == 3
-    assert worker.answer("decode 1")["age_frames"] == 0
-    assert peer.calls == [("encode", (1, 1, 1920))] * 5 + [("decode", (1, 4, 1))]
+def test_a_stream_is_brought_to_its_age_once_and_then_fed_frame_by_frame():
+    peer = Recorder("encoder", Path(), 4)
+    worker = Worker(peer)
+    reply = ask(worker, age_seconds=4.0)
+    assert {clock: len(times["stream"]) for clock, times in reply.items()} == {"ms": 3, "cpu_ms": 3}
+    frame = ("encode", (1, 1, 1920))
+    assert peer.seen == ["reset", *(("encode", (1, 1, size * 1920)) for size in (25, 25)), *[frame] * 4]
+    del peer.seen[:]
+    ask(worker, age_seconds=4.0)
+    assert peer.seen == [frame] * 4, "another round of the same situation goes on"
+    del peer.seen[:]
+    ask(worker, age_seconds=0.0, calls=1)
+    assert peer.seen == ["reset", frame, frame]
 
 
-def test_a_batch_contender_does_all_frames_in_one_call():
-    peer = Recorder(streaming=False)
-    worker = Worker(peer, 4)
-    replies = [worker.answer("decode 300"), worker.answer("decode 7")]
-    assert [len(reply["ms"]) for reply in replies] == [1, 1]
-    assert [reply["age_frames"] for reply in replies] == [0, 0]
-    assert peer.calls == [("decode", (1, 4, 300)), ("decode", (1, 4, 7))]
+def test_a_clip_is_one_call_and_has_no_age():
+    peer = ClipRecorder("decoder", Path(), 4)
+    assert len(ask(Worker(peer), ways=["clip"], calls=1)["ms"]["clip"]) == 1
+    assert peer.seen == ["reset", *[("decode", (1, 4, 125))] * 2]
 
 
-def test_seek_brings_both_streams_to_the_age_and_begins_anew_to_go_back():
-    peer = Recorder()
-    worker = Worker(peer, 4)
-    worker.answer("encode 5")
-    assert worker.answer("seek 4")["age_frames"] == 50
-    assert peer.calls[5:] == [("encode", (1, 1, size * 1920)) for size in (25, 20)] + [("decode", (1, 4, 25))] * 2
-    assert worker.answer("encode 1")["age_frames"] == 50
-    del peer.calls[:]
-    assert worker.answer("seek 0")["age_frames"] == 0
-    assert peer.calls == ["reset"]
-    assert worker.answer("encode 1")["age_frames"] == 0
-
-
-@pytest.mark.parametrize("line", ["encode", "encode x", "encode 0", "encode -1", "decode 1.5", "seek -1", "jump", ""])
-def test_a_wrong_line_is_answered_by_an_error(line):
-    peer = Recorder()
-    assert list(Worker(peer, 4).answer(line)) == ["error"]
-    assert peer.calls == []
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "'' is no request"),
+        ("[1]", "no request"),
+        (json.dumps({**ROUND, "calls": "x"}), "no request"),
+        ('{"ways": ["stream"]}', "no request"),
+        (json.dumps({**ROUND, "ways": ["bare"]}), "recorder runs as stream, not as bare"),
+        (json.dumps({**ROUND, "ways": []}), "not as nothing"),
+        (json.dumps({**ROUND, "calls": 0}), "0 calls"),
+        (json.dumps({**ROUND, "age_seconds": -1}), "at -1 s"),
+        (json.dumps({**ROUND, "age_seconds": float("nan")}), "at nan s"),
+        (json.dumps({**ROUND, "batch": 2}), "runs one stream, got a batch of 2"),
+    ],
+)
+def test_a_wrong_line_is_answered_by_an_error(line, words):
+    peer = Recorder("encoder", Path(), 4)
+    reply = Worker(peer).answer(line)
+    assert list(reply) == ["error"]
+    assert words in reply["error"]
+    assert peer.seen == []
 
 
 def test_rounds_through_a_child_process():
     with ContenderProcess("stand-in", program(STAND_IN), PYTHONPATH) as contender:
-        assert (contender.ready.name, contender.ready.streaming, contender.ready.load_seconds) == (
-            "stand-in",
-            True,
-            0.5,
-        )
-        contender.seek(1.0)
-        measured = contender.encode(3)
-        assert (measured.frames, measured.age_frames, len(measured.milliseconds)) == (3, 12, 3)
-        assert measured.milliseconds_per_frame == pytest.approx(sum(measured.milliseconds) / 3)
-        assert measured.rss_bytes > 1_000_000
-        with pytest.raises(MimiExportError, match="stand-in cannot decode: it only streams"):
-            contender.decode(1)
-        assert contender.encode(1).age_frames == 15  # a refusal harms nothing
+        ready = contender.ready
+        assert (ready.name, list(ready.ways), ready.frames_per_call) == ("stand-in", ["stream"], 1)
+        assert ready.load_seconds >= 0
+        assert len(contender.measure(**ROUND)["ms"]["stream"]) == 3
+        assert contender.rss_bytes > 1_000_000
+        with pytest.raises(MimiExportError, match="stand-in runs as stream, not as push"):
+            contender.measure(["push"], 1.0, 1, 1)
+        assert len(contender.measure(**ROUND)["ms"]["stream"]) == 3, "a refusal harms nothing"
     contender.close()
     with pytest.raises(MimiExportError, match="stand-in has been closed"):
-        contender.encode(1)
+        contender.measure(**ROUND)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +147,12 @@ def test_a_failing_program_gives_one_clear_line(text, error, message):
 
 
 def test_a_program_that_dies_in_a_round_is_named_with_its_reason():
-    dying = STAND_IN.replace('print("noise that must not reach the protocol")', 'raise RuntimeError("table ends")')
+    dying = STAND_IN.replace('print("noise that must not reach the protocol")', "{}['table ends']")
     with ContenderProcess("stand-in", program(dying), PYTHONPATH) as contender:
-        with pytest.raises(MimiExportError, match="stand-in ended with status 1 while answering 'encode 1': Runtime"):
-            contender.encode(1)
+        with pytest.raises(MimiExportError, match="1 while running stream at 1 s with batch 1: KeyError: 'table"):
+            contender.measure(**ROUND)
         with pytest.raises(MimiExportError, match="stand-in ended with status 1"):
-            contender.encode(1)
+            contender.measure(**ROUND)
 
 
 @pytest.mark.parametrize(("before", "wanted"), [
@@ -182,6 +184,7 @@ def test_a_program_that_cannot_be_started(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(PEERS))
 def test_a_peer_without_its_package_or_weights_says_so(name, tmp_path):
-    with pytest.raises(CheckpointError, match=f"{name} ended with status 4 while starting: there are no weights at"):
-        ContenderProcess.peer(name, tmp_path / "none")
-    assert PEERS[name].name == name
+    peer = Contender(name, "peer", weights=tmp_path / "none")
+    wanted = pytest.raises(CheckpointError, match=f"{name} ended with status 4 while starting: there are no weights at")
+    with wanted, peer.start("encoder", 1):
+        pass

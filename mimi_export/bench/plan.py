@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -64,57 +65,49 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Times in milliseconds over all rounds: median and upper percentiles of single calls.
+class Measurement:
+    """Times of one contender in one situation, milliseconds a frame (of all rows of its batch together).
 
-    `low` and `high` are the least and the greatest median of a round: their distance says how much the machine, and
-    not the contender, moved between rounds.
+    `way` is `bare` (the session with everything bound), `push` (the runtime's stream), `stream` (a peer, frame by
+    frame) or `clip` (whole clips; no age). `p50`, `p95` and `p99` are of single calls by a clock on the wall; `low` and
+    `high` the least and the greatest median of a round, whose distance says how much the machine, and not the
+    contender, moved. `cpu_p50` is processor time, which other programs disturb less. `rss_bytes` is resident memory
+    afterwards.
     """
 
+    contender: str
+    group: str
+    direction: GraphKind
+    way: str
+    threads: int
+    batch: int
+    age_seconds: float | None
+    calls: int
     p50: float
     p95: float
     p99: float
     low: float
     high: float
-    count: int
+    cpu_p50: float
+    rss_bytes: int
 
 
-def summarise(rounds: Sequence[Sequence[float]], divisor: float = 1.0) -> Summary:
-    """Summarise the times of several rounds.
+def summarise(wall: Sequence[Sequence[float]], processor: Sequence[Sequence[float]], frames: int) -> dict[str, Any]:
+    """The fields of `Measurement` from `calls` to `cpu_p50`, of the times of one round or more.
 
     Percentiles interpolate linearly between the two nearest values, so those of few calls are near the maximum.
 
     Args:
-        rounds: times of the calls of each round; at least one.
-        divisor: what each time is divided by (frames in a call).
-
-    Raises:
-        ValueError: there are no times.
+        wall: milliseconds of the calls of each round, by a clock on the wall.
+        processor: the same in processor time.
+        frames: in a call.
     """
-    values = np.concatenate([np.asarray(times, np.float64) for times in rounds]) / divisor if rounds else np.empty(0)
-    if values.size == 0:
-        raise ValueError("there are no times to summarise")
-    medians = [float(np.median(times)) / divisor for times in rounds if len(times)]
-    p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]))
-    return Summary(p50, p95, p99, min(medians), max(medians), int(values.size))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Times of one contender in one situation, milliseconds a frame (of all rows of its batch together).
-
-    `way` is `bare` (the session with everything bound), `push` (the runtime's stream), `stream` (a peer, frame by
-    frame) or `clip` (whole clips; no age). `wall` is what a clock on the wall shows, `processor` the processor time
-    of the process, which other programs disturb less. `rss_bytes` is resident memory afterwards.
-    """
-
-    contender: str
-    group: str
-    way: str
-    situation: Situation
-    wall: Summary
-    processor: Summary
-    rss_bytes: int
+    times = np.concatenate(wall) / frames
+    medians = [float(np.median(one)) / frames for one in wall]
+    percentiles = {f"p{percent}": float(np.percentile(times, percent)) for percent in (50, 95, 99)}
+    spread = {"low": min(medians), "high": max(medians)}
+    used = float(np.median(np.concatenate(processor))) / frames
+    return {"calls": times.size, **percentiles, **spread, "cpu_p50": used}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ The JSON object (times in milliseconds a frame, of all rows of a batch together;
     measurements                    contender, group, direction, way (bare, push, stream, clip), threads, batch,
                                     age_seconds (null for clips), calls, p50, p95, p99, low, high (least and greatest
                                     median of a round), cpu_p50, real_time_factor, streams_per_core, rss_bytes, and for
-                                    graphs weight_bytes, bandwidth_ms (the time to read them once at the machine's
-                                    best rate) and bandwidth_fraction (that time over p50)
+                                    graphs bandwidth_ms (the time to read the weights once at the machine's best
+                                    rate) and bandwidth_fraction (that time over p50)
     skipped                         reason by contender
     targets                         name, must, aim, measured, processor (the same of processor times), verdict,
                                     detail, at_most: see `promises`
@@ -28,7 +28,7 @@ from typing import Any
 from mimi_export import __version__
 from mimi_export.bench.contenders import Contender
 from mimi_export.bench.machine import Machine
-from mimi_export.bench.plan import Fact, Measurement, Plan, Results
+from mimi_export.bench.plan import Measurement, Plan, Results
 from mimi_export.bench.promises import judge
 
 Table = tuple[str, tuple[str, ...], list[tuple[object, ...]]]  # title, columns, rows
@@ -43,9 +43,14 @@ def as_json(
     results: Results,
 ) -> dict[str, Any]:
     """The JSON object of the module's docstring."""
-    by_threads = {machine.threads: machine for machine in machines}
-    facts = {(fact.contender, fact.direction, fact.threads): fact for fact in results.facts}
+    rates = {machine.threads: machine.read_bytes_per_second for machine in machines}
     frames = {contender.name: contender.frames_per_call for contender in contenders}
+    least_ms = {
+        (fact.contender, fact.direction, fact.threads): None
+        if fact.weight_bytes is None
+        else fact.weight_bytes / rates[fact.threads] * 1e3 / frames[fact.contender]
+        for fact in results.facts
+    }
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     described = ("name", "group", "layout", "precision", "frames_per_call")
     report = {
@@ -58,13 +63,7 @@ def as_json(
         "contenders": [{name: getattr(contender, name) for name in described} for contender in contenders],
         "loads": [asdict(fact) for fact in results.facts],
         "measurements": [
-            _measurement(
-                entry,
-                facts[entry.contender, entry.situation.direction, entry.situation.threads],
-                by_threads[entry.situation.threads].read_bytes_per_second,
-                frames[entry.contender],
-                frame_ms,
-            )
+            _measurement(entry, least_ms[entry.contender, entry.direction, entry.threads], frame_ms)
             for entry in results.measurements
         ],
         "skipped": dict(results.skipped),
@@ -72,32 +71,14 @@ def as_json(
     return {**report, "targets": judge(report)}
 
 
-def _measurement(
-    entry: Measurement, fact: Fact, read_bytes_per_second: float, frames: int, frame_ms: float
-) -> dict[str, Any]:
-    wall, situation = entry.wall, entry.situation
-    record: dict[str, Any] = {
-        "contender": entry.contender,
-        "group": entry.group,
-        "direction": situation.direction,
-        "way": entry.way,
-        "threads": situation.threads,
-        "batch": situation.batch,
-        "age_seconds": None if entry.way == "clip" else situation.age_seconds,
-        "calls": wall.count,
-        **{name: getattr(wall, name) for name in ("p50", "p95", "p99", "low", "high")},
-        "cpu_p50": entry.processor.p50,
-        "real_time_factor": wall.p50 / frame_ms,
-        "streams_per_core": situation.batch * frame_ms / wall.p50 / situation.threads,
-        "rss_bytes": entry.rss_bytes,
+def _measurement(entry: Measurement, least_ms: float | None, frame_ms: float) -> dict[str, Any]:
+    record = {
+        **asdict(entry),
+        "real_time_factor": entry.p50 / frame_ms,
+        "streams_per_core": entry.batch * frame_ms / entry.p50 / entry.threads,
     }
-    if fact.weight_bytes is not None:
-        least = fact.weight_bytes / read_bytes_per_second * 1e3 / frames
-        record |= {
-            "weight_bytes": fact.weight_bytes,
-            "bandwidth_ms": least,
-            "bandwidth_fraction": least / wall.p50,
-        }
+    if least_ms is not None:
+        record |= {"bandwidth_ms": least_ms, "bandwidth_fraction": least_ms / entry.p50}
     return record
 
 

@@ -9,11 +9,13 @@ Only what is asked for is running: contenders that wait use no processor.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from mimi_export.bench.contenders import Contender
 from mimi_export.bench.plan import Fact, Measurement, Plan, Results, Situation, summarise
@@ -47,55 +49,65 @@ def run_rounds(
     Raises:
         MimiExportError: a graph does not load or run. A peer that does not is left out, with the reason in `skipped`.
     """
-    results = Results()
+    run = _Run(plan, audio, progress)
     for threads in plan.threads:
         for direction in plan.directions:
             with ExitStack() as stack:
                 running: Running = []
                 for index, contender in enumerate(contenders):
                     progress(f"starting contenders for the {direction}", index, len(contenders))
-                    process = _start(contender, direction, threads, audio, plan.huge_pages, results, stack)
-                    running += [] if process is None else [(contender, process)]
+                    running += run.start(contender, direction, threads, stack)
                 for situation in plan.situations(direction, threads):
-                    _measure(running, plan, situation, results, progress)
-    return results
+                    run.measure(running, situation)
+    return run.results
 
 
-def _start(
-    contender: Contender,
-    direction: GraphKind,
-    threads: int,
-    audio: Path | None,
-    huge_pages: bool,
-    results: Results,
-    stack: ExitStack,
-) -> ContenderProcess | None:
-    if direction not in contender.directions or contender.name in results.skipped:
-        return None
-    try:
-        process = stack.enter_context(contender.start(direction, threads, audio, huge_pages))
-    except MimiExportError as error:
-        if contender.group != "peer":
-            raise
-        results.skipped[contender.name] = str(error)
-        logger.info("%s is left out: %s", contender.name, error)
-        return None
-    ready = process.ready
-    results.facts.append(
-        Fact(
-            contender.name,
-            direction,
-            threads,
-            ready.version,
-            ready.note,
-            ready.load_seconds,
-            ready.import_seconds,
-            process.rss_bytes,
-            contender.file_bytes(direction),
-            contender.weight_bytes(direction),
-        )
-    )
-    return process
+class _Run:
+    def __init__(self, plan: Plan, audio: Path | None, progress: Progress) -> None:
+        self.results = Results()
+        self._plan, self._audio, self._progress = plan, audio, progress
+
+    def start(self, contender: Contender, direction: GraphKind, threads: int, stack: ExitStack) -> Running:
+        """The contender with its process, or nothing where it takes no part."""
+        if direction not in contender.directions or contender.name in self.results.skipped:
+            return []
+        try:
+            process = stack.enter_context(contender.start(direction, threads, self._audio, self._plan.huge_pages))
+        except MimiExportError as error:
+            if contender.group != "peer":
+                raise
+            self.results.skipped[contender.name] = str(error)
+            logger.info("%s is left out: %s", contender.name, error)
+            return []
+        ready = process.ready
+        said = (ready.version, ready.note, ready.load_seconds, ready.import_seconds)
+        sizes = (process.rss_bytes, contender.file_bytes(direction), contender.weight_bytes(direction))
+        self.results.facts.append(Fact(contender.name, direction, threads, *said, *sizes))
+        return [(contender, process)]
+
+    def measure(self, running: Running, situation: Situation) -> None:
+        """All rounds of one situation."""
+        plan = self._plan
+        taking_part = [(*pair, ways) for pair in running if (ways := _ways(*pair, plan, situation))]
+        times: defaultdict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
+        memory: defaultdict[str, int] = defaultdict(int)
+        for index in range(plan.rounds):
+            self._progress(str(situation), index, plan.rounds)
+            turn = index % max(1, len(taking_part))
+            for contender, process, ways in taking_part[turn:] + taking_part[:turn]:
+                calls = plan.calls(situation.batch, process.ready.frames_per_call)
+                reply = process.measure(ways, situation.age_seconds, situation.batch, calls)
+                for way, clock in itertools.product(ways, ("ms", "cpu_ms")):
+                    times[contender.name, way, clock].append(reply[clock][way])
+                memory[contender.name] = max(memory[contender.name], process.rss_bytes)
+        for contender, process, ways in taking_part:
+            for way in ways:
+                wall, processor = (times[contender.name, way, clock] for clock in ("ms", "cpu_ms"))
+                fields: dict[str, Any] = {**vars(situation), "way": way}
+                fields |= {"contender": contender.name, "group": contender.group, "rss_bytes": memory[contender.name]}
+                fields |= {"age_seconds": None} if way == "clip" else {}
+                fields |= summarise(wall, processor, process.ready.frames_per_call)
+                self.results.measurements.append(Measurement(**fields))
 
 
 def _ways(contender: Contender, process: ContenderProcess, plan: Plan, situation: Situation) -> list[str]:
@@ -108,26 +120,3 @@ def _ways(contender: Contender, process: ContenderProcess, plan: Plan, situation
         "clip": alone and at_reference,  # once: it has no age
     }
     return [way for way in process.ready.ways if taking_part[way]]
-
-
-def _measure(running: Running, plan: Plan, situation: Situation, results: Results, progress: Progress) -> None:
-    taking_part = [(*pair, ways) for pair in running if (ways := _ways(*pair, plan, situation))]
-    times: defaultdict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
-    memory: dict[str, int] = {}
-    for index in range(plan.rounds):
-        progress(str(situation), index, plan.rounds)
-        turn = index % max(1, len(taking_part))
-        for contender, process, ways in taking_part[turn:] + taking_part[:turn]:
-            calls = plan.calls(situation.batch, process.ready.frames_per_call)
-            reply = process.measure(ways, situation.age_seconds, situation.batch, calls)
-            for way in ways:
-                for clock in ("ms", "cpu_ms"):
-                    times[contender.name, way, clock].append(reply[clock][way])
-            memory[contender.name] = max(memory.get(contender.name, 0), process.rss_bytes)
-    for contender, process, ways in taking_part:
-        name, frames = contender.name, process.ready.frames_per_call
-        for way in ways:
-            wall, processor = (summarise(times[name, way, clock], frames) for clock in ("ms", "cpu_ms"))
-            results.measurements.append(
-                Measurement(name, contender.group, way, situation, wall, processor, memory[name])
-            )
