@@ -11,7 +11,7 @@ import pytest
 
 import mimi_export
 from mimi_export.bench.contenders import Contender
-from mimi_export.bench.peers import PEERS, Peer
+from mimi_export.bench.peers import PEERS, Peer, PeerSubject, Program
 from mimi_export.bench.process import ContenderProcess
 from mimi_export.bench.worker import Worker
 from mimi_export.errors import CheckpointError, MimiExportError, MissingPackageError
@@ -32,29 +32,17 @@ sys.exit(serve(StandIn))
 """
 
 
-class Recorder(Peer):
-    """A peer that writes down what it was given."""
-
-    name, version, note, modules = "recorder", "1", "nothing to say", ()
-
-    def load(self, weights):
-        self.seen: list = []
-
-    def prepare(self, data):
-        return data
-
-    def encode(self, audio):
-        self.seen.append(("encode", audio.shape))
-
-    def decode(self, codes):
-        self.seen.append(("decode", codes.shape))
-
-    def reset(self):
-        self.seen.append("reset")
-
-
-class ClipRecorder(Recorder):
-    ways, frames_per_call = ("clip",), 125
+def recorder(direction: str, frames_per_call: int = 1) -> tuple[PeerSubject, list]:
+    """A peer that writes down what it was given, and where."""
+    seen: list = []
+    program = Program(
+        lambda audio: seen.append(("encode", audio.shape)),
+        lambda codes: seen.append(("decode", codes.shape)),
+        lambda: seen.append("reset"),
+        lambda data: data,
+    )
+    peer = Peer(lambda *_: program, "none", (), "", frames_per_call=frames_per_call)
+    return PeerSubject("recorder", peer, program, direction, 4), seen
 
 
 def ask(worker: Worker, **changes) -> dict:
@@ -66,24 +54,24 @@ def program(text: str) -> list[str]:
 
 
 def test_a_stream_is_brought_to_its_age_once_and_then_fed_frame_by_frame():
-    peer = Recorder("encoder", Path(), 4)
+    peer, seen = recorder("encoder")
     worker = Worker(peer)
     reply = ask(worker, age_seconds=4.0)
     assert {clock: len(times["stream"]) for clock, times in reply.items()} == {"ms": 3, "cpu_ms": 3}
     frame = ("encode", (1, 1, 1920))
-    assert peer.seen == ["reset", *(("encode", (1, 1, size * 1920)) for size in (25, 25)), *[frame] * 4]
-    del peer.seen[:]
+    assert seen == ["reset", *(("encode", (1, 1, size * 1920)) for size in (25, 25)), *[frame] * 4]
+    del seen[:]
     ask(worker, age_seconds=4.0)
-    assert peer.seen == [frame] * 4, "another round of the same situation goes on"
-    del peer.seen[:]
+    assert seen == [frame] * 4, "another round of the same situation goes on"
+    del seen[:]
     ask(worker, age_seconds=0.0, calls=1)
-    assert peer.seen == ["reset", frame, frame]
+    assert seen == ["reset", frame, frame]
 
 
 def test_a_clip_is_one_call_and_has_no_age():
-    peer = ClipRecorder("decoder", Path(), 4)
+    peer, seen = recorder("decoder", 125)
     assert len(ask(Worker(peer), ways=["clip"], calls=1)["ms"]["clip"]) == 1
-    assert peer.seen == ["reset", *[("decode", (1, 4, 125))] * 2]
+    assert seen == ["reset", *[("decode", (1, 4, 125))] * 2]
 
 
 @pytest.mark.parametrize(
@@ -102,11 +90,11 @@ def test_a_clip_is_one_call_and_has_no_age():
     ],
 )
 def test_a_wrong_line_is_answered_by_an_error(line, words):
-    peer = Recorder("encoder", Path(), 4)
+    peer, seen = recorder("encoder")
     reply = Worker(peer).answer(line)
     assert list(reply) == ["error"]
     assert words in reply["error"]
-    assert peer.seen == []
+    assert seen == []
 
 
 def test_rounds_through_a_child_process():

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,7 @@ import mimi_export
 from mimi_export.bench.graphs import PUBLIC
 from mimi_export.bench.peers import CODEBOOK_SIZE, FRAME_SIZE, PEERS
 from mimi_export.bench.process import ContenderProcess
-from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_directory, sha256
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ConfigError
@@ -100,25 +101,26 @@ class Contender:
             ) as process:
                 yield process
 
-    def file_bytes(self, direction: GraphKind) -> int | None:
-        """Size of the graph of one direction."""
-        return None if self.directory is None else load_artifact(self.directory).graph_path(direction).stat().st_size
-
-    def weight_bytes(self, direction: GraphKind) -> int | None:
-        """Bytes of weights that a call of one direction reads."""
-        return None if self.directory is None else weight_bytes(load_artifact(self.directory).graph_path(direction))
+    def sizes(self, direction: GraphKind) -> tuple[int | None, int | None]:
+        """Bytes of the graph of one direction, and of the weights that a call reads; a peer has none."""
+        if self.directory is None:
+            return None, None
+        path = load_artifact(self.directory).graph_path(direction)
+        return path.stat().st_size, weight_bytes(path)
 
 
 def weight_bytes(path: Path) -> int:
     """Bytes of the weights that one call of a graph reads.
 
-    Tables that a `Gather` looks up are left out, because a call takes a few of their rows. Half-precision weights count
+    Tables that are only looked up are left out, because a call takes a few of their rows. Half-precision weights count
     as the float32 that onnxruntime makes of them when it loads the graph.
     """
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
-    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    uses = [(name, node.op_type) for node in graph.node for name in node.input]
+    tables = {name for name, operator in uses if operator == "Gather"}
+    tables -= {name for name, operator in uses if operator != "Gather"}
     total = 0
     for tensor in graph.initializer:
         size = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
@@ -127,7 +129,7 @@ def weight_bytes(path: Path) -> int:
     return total
 
 
-def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> list[Contender]:
+def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
     """One contender for each variant directory.
 
     Raises:
@@ -135,34 +137,34 @@ def variant_contenders(directories: Sequence[Path], group: Group = "ours") -> li
         ConfigError: variants of different models or numbers of codebooks, which cannot be compared; equal names; or a
             fixed batch.
     """
-    artifacts = [load_artifact(directory) for directory in directories]
-    for artifact in artifacts:
-        rows = artifact.manifest.shape.rows
-        if rows is not None:
+    found: dict[str, Contender] = {}
+    first = load_artifact(directories[0])
+    for directory in directories:
+        artifact, name = load_artifact(directory), directory.resolve().name
+        manifest, shape = artifact.manifest, artifact.manifest.shape
+        if shape.rows is not None:
             raise ConfigError(
-                f"{artifact.path} has a fixed batch of {rows}; the benchmark compares batches, so "
-                "it needs a variant exported without --batch"
+                f"{artifact.path} has a fixed batch of {shape.rows}; the benchmark compares batches, so it needs a "
+                "variant exported without --batch"
             )
-    names = [directory.resolve().name for directory in directories]
-    for name in names:
-        if names.count(name) > 1:
+        if name in found:
             raise ConfigError(
                 f"two variant directories are called {name}; rename one, their rows could not be told apart"
             )
-    for artifact in artifacts[1:]:
-        _check_comparable(artifacts[0], artifact)
-    return [
-        Contender(
-            name,
-            group,
-            directory,
-            layout=artifact.manifest.shape.layout,
-            precision=artifact.manifest.precision,
-            frames_per_call=artifact.manifest.shape.frames_per_call or 1,
-            num_codebooks=artifact.manifest.shape.num_codebooks,
-        )
-        for name, directory, artifact in zip(names, directories, artifacts, strict=True)
-    ]
+        for what, one, two in (
+            ("codebooks", first.manifest.shape.num_codebooks, shape.num_codebooks),
+            ("source", first.manifest.source, manifest.source),
+            ("geometry", first.geometry, artifact.geometry),
+        ):
+            if one != two:
+                raise ConfigError(
+                    f"{first.path} and {artifact.path} differ in {what}, so their times would not compare; give "
+                    "variants of one model with one number of codebooks"
+                )
+        frames = shape.frames_per_call or 1
+        described = (shape.layout, manifest.precision, frames, shape.num_codebooks)
+        found[name] = Contender(name, "ours", directory, None, sys.executable, *described)
+    return list(found.values())
 
 
 def baseline_contenders(
@@ -214,43 +216,25 @@ def baseline_contenders(
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().contiguous().numpy().reshape(-1)).cast("B"))
     folder = cache / f"bench-{digest.hexdigest()[:16]}"
-    found = []
+    found, contender = [], partial(Contender, num_codebooks=num_codebooks)
     if public:
         code = sha256(Path(mimi_export.__file__).parent / "bench" / "baseline.py")[:8]
         directory = folder / f"{PUBLIC}-{num_codebooks}cb-{code}"
         if not directory.exists():
             export_public_design(checkpoint, directory, num_codebooks, progress=progress)
-        found += [
-            Contender(PUBLIC, "public", directory, layout="growing", precision="fp32", num_codebooks=num_codebooks)
-        ]
+        found.append(contender(PUBLIC, "public", directory, layout="growing", precision="fp32"))
     if peers:
         weights = folder / _HUGGING_FACE
         if not weights.exists():
             progress("writing weights for transformers")
             with atomic_directory(weights) as temporary, quiet_transformers():
                 checkpoint.model.save_pretrained(temporary)
-        found += [Contender(name, "peer", None, weights, num_codebooks=num_codebooks) for name in OWN_PYTHON_PEERS]
+        found += [contender(name, "peer", None, weights) for name in OWN_PYTHON_PEERS]
     if peers_python is not None:
         folder.mkdir(parents=True, exist_ok=True)
         kyutai = folder / _KYUTAI
         if not kyutai.exists():
             progress("writing weights for moshi and rustymimi")
             save_kyutai(checkpoint.model, kyutai)
-        found += [
-            Contender(name, "peer", None, kyutai, peers_python, num_codebooks=num_codebooks)
-            for name in OTHER_PYTHON_PEERS
-        ]
+        found += [contender(name, "peer", None, kyutai, peers_python) for name in OTHER_PYTHON_PEERS]
     return found
-
-
-def _check_comparable(first: Artifact, other: Artifact) -> None:
-    for what, one, two in (
-        ("codebooks", first.manifest.shape.num_codebooks, other.manifest.shape.num_codebooks),
-        ("source", first.manifest.source, other.manifest.source),
-        ("geometry", first.geometry, other.geometry),
-    ):
-        if one != two:
-            raise ConfigError(
-                f"{first.path} and {other.path} differ in {what}, so their times would not compare; "
-                "give variants of one model with one number of codebooks"
-            )

@@ -17,11 +17,12 @@ import argparse
 import importlib
 import os
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,194 +33,147 @@ from mimi_export.media.signals import SAMPLING_RATE, speech_like
 
 FRAME_SIZE, CODEBOOK_SIZE = 1920, 2048  # the peers have Kyutai's geometry built in
 CLIP_FRAMES = 125  # a call of a peer that takes whole clips: 10 s
-DIRECTIONS = ("encoder", "decoder")
 SEEK_FRAMES = 25  # frames a call on the way to an age: 50 tokens, well inside every peer's window
 RUSTYMIMI_TOKENS = 32_768  # of its rotary table: 21 minutes; the default of 8192 ends with an error after 327 s
+DIRECTIONS = ("encoder", "decoder")
 
 
-class Peer(ABC):
-    """One program in one direction, a `worker.Subject`; `encode` and `decode` continue a stream or take a whole clip.
+class Program(NamedTuple):
+    """A loaded peer: `encode` and `decode` continue a stream each, or take a whole clip; `reset` begins new streams.
 
-    Attributes:
-        name: what the benchmark calls it.
-        modules: what it imports.
-        environment: variables that must be set before.
-        directions: what it can do.
-        frames_per_call: 1 for a frame of a stream.
-        note: what a reader of the table must know.
-        version: of the program.
+    `prepare` gives audio `[1, 1, samples]` and codes `[1, K, frames]` the type that the program takes.
     """
 
-    name: str
-    version: str
-    note: str
-    modules: tuple[str, ...]
-    environment: ClassVar[dict[str, str]] = {}
-    directions: tuple[str, ...] = DIRECTIONS
-    ways: tuple[str, ...] = ("stream",)
-    frames_per_call = 1
-
-    def __init__(self, direction: str, weights: Path, num_codebooks: int) -> None:
-        self.num_codebooks = num_codebooks
-        self.load(weights)
-        self._run = self.encode if direction == "encoder" else self.decode
-        self._is_encoder = direction == "encoder"
-
-    @abstractmethod
-    def load(self, weights: Path) -> None:
-        """Load the program and its weights."""
-
-    @abstractmethod
-    def encode(self, audio: Any) -> object:
-        """One call with `[1, 1, samples]`."""
-
-    @abstractmethod
-    def decode(self, codes: Any) -> object:
-        """One call with `[1, K, frames]`."""
-
-    @abstractmethod
-    def reset(self) -> None:
-        """Begin new streams."""
-
-    def prepare(self, data: NDArray[Any]) -> Any:
-        """Audio or codes in the type that the program takes: a tensor that shares the array's memory."""
-        return importlib.import_module("torch").from_numpy(data)
-
-    def calls(self, ways: Sequence[str], age_seconds: float, batch: int) -> dict[str, Call]:
-        """See `worker.Subject`; a clip has no age."""
-        if batch != 1:
-            raise ConfigError(f"{self.name} runs one stream, got a batch of {batch}")
-        self.reset()
-        left = round(age_seconds * SAMPLING_RATE / FRAME_SIZE) if self.ways == ("stream",) else 0
-        while left > 0:
-            self._run(self._data(min(SEEK_FRAMES, left)))
-            left -= SEEK_FRAMES
-        data = self._data(self.frames_per_call)
-        return dict.fromkeys(ways, lambda: self._run(data))
-
-    def _data(self, frames: int) -> Any:
-        if self._is_encoder:
-            return self.prepare(speech_like(frames * FRAME_SIZE / SAMPLING_RATE)[None, None])
-        shape = (1, self.num_codebooks, frames)
-        return self.prepare(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, shape))
+    encode: Callable[[Any], object]
+    decode: Callable[[Any], object]
+    reset: Callable[[], object]
+    prepare: Callable[[NDArray[Any]], Any]
 
 
-class TransformersStreaming(Peer):
+def _tensor(data: NDArray[Any]) -> Any:
+    return importlib.import_module("torch").from_numpy(data)
+
+
+def transformers_batch(weights: Path, num_codebooks: int) -> Program:
+    """`MimiModel.encode` and `.decode` on whole clips: the throughput of a file, and no latency."""
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.MimiModel.from_pretrained(weights, local_files_only=True).eval()
+    return Program(partial(model.encode, num_quantizers=num_codebooks), model.decode, lambda: None, _tensor)
+
+
+def transformers_streaming(weights: Path, num_codebooks: int) -> Program:
     """`MimiModel.encode` with its two caches.
 
     Only the encoder: upstream's decoder carries no convolution state, so frame by frame it computes something else,
     and decoding the whole clip again for each frame is no stream.
     """
+    whole = transformers_batch(weights, num_codebooks)
+    caches: dict[str, Any] = {}
 
-    name = "transformers-streaming"
-    modules = ("torch", "transformers.models.mimi.modeling_mimi")
-    directions: tuple[str, ...] = ("encoder",)
-    note = "its decoder has no streaming mode, so only its encoder is measured"
+    def encode(audio: Any) -> None:
+        result: Any = whole.encode(audio, use_streaming=True, **caches)  # type: ignore[call-arg]
+        caches.update(encoder_past_key_values=result.encoder_past_key_values, padding_cache=result.padding_cache)
 
-    def load(self, weights: Path) -> None:
-        """A Hugging Face directory."""
-        transformers = importlib.import_module("transformers")
-        transformers.utils.logging.disable_progress_bar()
-        self.version = version("transformers")
-        self.model = transformers.MimiModel.from_pretrained(weights, local_files_only=True).eval()
-        self._caches: dict[str, Any] = {}
-
-    def encode(self, audio: Any) -> None:
-        """The next whole frames of the stream."""
-        result = self.model.encode(audio, num_quantizers=self.num_codebooks, use_streaming=True, **self._caches)
-        self._caches = {
-            "encoder_past_key_values": result.encoder_past_key_values,
-            "padding_cache": result.padding_cache,
-        }
-
-    def decode(self, codes: Any) -> object:
-        """A whole clip."""
-        return self.model.decode(codes)
-
-    def reset(self) -> None:
-        """Forget both caches."""
-        self._caches = {}
+    return whole._replace(encode=encode, reset=caches.clear)
 
 
-class TransformersBatch(TransformersStreaming):
-    """`MimiModel.encode` and `.decode` on whole clips: the throughput of a file, and no latency."""
-
-    name = "transformers-batch"
-    directions = DIRECTIONS
-    ways = ("clip",)
-    frames_per_call = CLIP_FRAMES
-    note = "whole clips, there is no stream that could have an age"
-
-    def encode(self, audio: Any) -> object:  # type: ignore[override]
-        """A whole clip."""
-        return self.model.encode(audio, num_quantizers=self.num_codebooks)
+def moshi(weights: Path, num_codebooks: int) -> Program:
+    """Kyutai's PyTorch implementation inside `streaming`, one state for each direction."""
+    model = importlib.import_module("moshi.models.loaders").get_mimi(weights, num_codebooks=num_codebooks)
+    model.streaming_forever(1)
+    return Program(model.encode, model.decode, model.reset_streaming, _tensor)
 
 
-class Moshi(Peer):
-    """Kyutai's PyTorch implementation inside `streaming`, one state for each direction.
+def rustymimi(weights: Path, num_codebooks: int) -> Program:
+    """Kyutai's Rust implementation (candle) through its Python binding, which takes float32 and uint32 arrays."""
+    sizes = {"num_codebooks": num_codebooks, "max_seq_len": RUSTYMIMI_TOKENS}
+    model = importlib.import_module("rustymimi").Tokenizer(str(weights), **sizes)
+    return Program(
+        model.encode_step,
+        model.decode_step,
+        model.reset,
+        lambda data: data.astype(np.uint32) if data.dtype.kind == "i" else data,
+    )
 
-    Its `torch.compile` of the rotary positions is off: on a CPU it gains nothing and needs a C++ compiler.
+
+@dataclass(frozen=True)
+class Peer:
+    """How to load a program, which directions it can do, and what a reader of the table must know.
+
+    `frames_per_call` is 1 for a program that streams. `package` tells the version, `modules` are imported before.
     """
 
-    name = "moshi"
-    modules = ("torch", "moshi.models.loaders")
-    environment: ClassVar[dict[str, str]] = {"NO_TORCH_COMPILE": "1"}
-    note = "streaming, uncompiled"
-
-    def load(self, weights: Path) -> None:
-        """A file in Kyutai's format."""
-        self.version = version("moshi")
-        loaders = importlib.import_module("moshi.models.loaders")
-        self._model = loaders.get_mimi(weights, num_codebooks=self.num_codebooks)
-        self._model.streaming_forever(1)
-
-    def encode(self, audio: Any) -> object:
-        """The next whole frames of the stream."""
-        return self._model.encode(audio)
-
-    def decode(self, codes: Any) -> object:
-        """The next frames of the stream."""
-        return self._model.decode(codes)
-
-    def reset(self) -> None:
-        """Begin both streams anew."""
-        self._model.reset_streaming()
+    load: Callable[[Path, int], Program]
+    package: str
+    modules: tuple[str, ...]
+    note: str
+    directions: tuple[str, ...] = DIRECTIONS
+    frames_per_call: int = 1
 
 
-class Rustymimi(Peer):
-    """Kyutai's Rust implementation (candle) through its Python binding."""
-
-    name = "rustymimi"
-    modules = ("rustymimi",)
-    note = f"streaming, rotary table enlarged to {RUSTYMIMI_TOKENS} tokens"
-
-    def load(self, weights: Path) -> None:
-        """A file in Kyutai's format."""
-        rustymimi = importlib.import_module("rustymimi")
-        self.version = version("rustymimi")
-        sizes = {"num_codebooks": self.num_codebooks, "max_seq_len": RUSTYMIMI_TOKENS}
-        self._tokenizer = rustymimi.Tokenizer(str(weights), **sizes)
-
-    def prepare(self, data: NDArray[Any]) -> Any:
-        """The binding takes float32 and uint32 arrays."""
-        return data.astype(np.uint32) if data.dtype.kind == "i" else data
-
-    def encode(self, audio: Any) -> object:
-        """The next whole frames of the stream."""
-        return self._tokenizer.encode_step(audio)
-
-    def decode(self, codes: Any) -> object:
-        """The next frames of the stream."""
-        return self._tokenizer.decode_step(codes)
-
-    def reset(self) -> None:
-        """Begin both streams anew."""
-        self._tokenizer.reset()
-
-
-PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (TransformersBatch, TransformersStreaming, Moshi, Rustymimi)
+_TRANSFORMERS = ("transformers", ("torch", "transformers.models.mimi.modeling_mimi"))
+PEERS = {
+    "transformers-batch": Peer(
+        transformers_batch,
+        *_TRANSFORMERS,
+        "whole clips, there is no stream that could have an age",
+        frames_per_call=CLIP_FRAMES,
+    ),
+    "transformers-streaming": Peer(
+        transformers_streaming,
+        *_TRANSFORMERS,
+        "its decoder has no streaming mode, so only its encoder is measured",
+        ("encoder",),
+    ),
+    "moshi": Peer(moshi, "moshi", ("torch", "moshi.models.loaders"), "streaming, uncompiled"),
+    "rustymimi": Peer(
+        rustymimi,
+        "rustymimi",
+        ("rustymimi",),
+        f"streaming, rotary table enlarged to {RUSTYMIMI_TOKENS} tokens",
+    ),
 }
+
+
+class PeerSubject:
+    """A peer in one direction, a `worker.Subject`.
+
+    Args:
+        name: what the benchmark calls it.
+        peer: which it is.
+        program: what it loaded.
+        direction: `encoder` or `decoder`.
+        num_codebooks: codes a frame.
+        version: of the program.
+    """
+
+    def __init__(
+        self, name: str, peer: Peer, program: Program, direction: str, num_codebooks: int, version: str = ""
+    ) -> None:
+        self.name, self.version, self.note, self.frames_per_call = name, version, peer.note, peer.frames_per_call
+        self.ways: tuple[str, ...] = ("stream",) if peer.frames_per_call == 1 else ("clip",)
+        self._program, self._num_codebooks = program, num_codebooks
+        self._encodes = direction == "encoder"
+
+    def calls(self, ways: Sequence[str], age_seconds: float, batch: int) -> dict[str, Call]:
+        """See `worker.Subject`; a clip has no age."""
+        if batch != 1:
+            raise ConfigError(f"{self.name} runs one stream, got a batch of {batch}")
+        run = self._program.encode if self._encodes else self._program.decode
+        self._program.reset()
+        left = round(age_seconds * SAMPLING_RATE / FRAME_SIZE) if self.ways == ("stream",) else 0
+        while left > 0:
+            run(self._data(min(SEEK_FRAMES, left)))
+            left -= SEEK_FRAMES
+        data = self._data(self.frames_per_call)
+        return dict.fromkeys(ways, lambda: run(data))
+
+    def _data(self, frames: int) -> Any:
+        if self._encodes:
+            return self._program.prepare(speech_like(frames * FRAME_SIZE / SAMPLING_RATE)[None, None])
+        shape = (1, self._num_codebooks, frames)
+        return self._program.prepare(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, shape))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,20 +185,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--codebooks", type=int, default=8)
     options = parser.parse_args(arguments)
-    chosen = PEERS[options.name]
-    os.environ.update(chosen.environment)  # before the imports, which read it
+    peer = PEERS[options.name]
+    # Read by moshi at import: compiling its rotary positions gains nothing on a CPU and needs a C++ compiler.
+    os.environ["NO_TORCH_COMPILE"] = "1"
 
-    def load() -> Peer:
-        if "torch" in chosen.modules:
+    def load() -> PeerSubject:
+        if "torch" in peer.modules:
             torch = importlib.import_module("torch")
             torch.set_grad_enabled(False)
             torch.set_num_threads(options.threads)
-        return chosen(options.direction, options.weights, options.codebooks)
+        program = peer.load(options.weights, options.codebooks)
+        found = version(peer.package)
+        return PeerSubject(options.name, peer, program, options.direction, options.codebooks, found)
 
     if not options.weights.exists():
         sys.stderr.write(f"there are no weights at {options.weights}\n")
         return CheckpointError.exit_code
-    return serve(load, chosen.modules)
+    return serve(load, peer.modules)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class _Run:
             return []
         ready = process.ready
         said = (ready.version, ready.note, ready.load_seconds, ready.import_seconds)
-        sizes = (process.rss_bytes, contender.file_bytes(direction), contender.weight_bytes(direction))
+        sizes = (process.rss_bytes, *contender.sizes(direction))
         self.results.facts.append(Fact(contender.name, direction, threads, *said, *sizes))
         return [(contender, process)]
 
