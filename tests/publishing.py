@@ -15,7 +15,8 @@ import onnx_ir as ir
 import pytest
 from hub_server import TOKEN, HubServer
 
-from mimi_export.contract.directory import Source, load_artifact, write_manifest
+from mimi_export.contract.directory import load_artifact, write_manifest
+from mimi_export.contract.manifest import Source
 from mimi_export.media.signals import speech_like
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.reports import json as report_json

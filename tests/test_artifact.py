@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimi_export.contract.directory import (
-    FileEntry,
-    Manifest,
-    Source,
-    load_artifact,
-    metadata_props,
-    verify_files,
-    write_manifest,
-)
+from mimi_export.contract.directory import load_artifact, verify_files, write_manifest
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.manifest import FileEntry, Manifest, Source, metadata_props
 from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError
 
@@ -147,7 +140,7 @@ def test_broken_json(tmp_path):
     path.write_text(path.read_text()[:100])
     assert message(tmp_path).startswith(f"{path} is not valid JSON (")
     path.write_bytes(b"\xff\xfe{}")
-    assert message(tmp_path).startswith(f"{path} is not valid JSON (")
+    assert message(tmp_path) == f"{path} is not UTF-8 text; export it again"
     for content in ("[]", "{}", "null", "1"):
         path.write_text(content)
         assert message(tmp_path) == (
@@ -159,8 +152,8 @@ def test_broken_json(tmp_path):
 def test_other_format_version(tmp_path, version):
     edit(fill(tmp_path), lambda content: content.update(format_version=version))
     assert message(tmp_path) == (
-        f"{tmp_path / 'manifest.json'} has format_version {version!r}, this program reads 1; "
-        "export it again or use the program that made it"
+        f"{tmp_path / 'manifest.json'} has format_version {json.dumps(version)}, this program reads 1; "
+        "use the one that made it; export it again"
     )
 
 
@@ -199,25 +192,25 @@ def _swap_inputs(content: Any) -> None:
 
 
 CORRUPTIONS: dict[str, Callable[[Any], object]] = {
-    " lacks `layout`": lambda c: c.pop("layout"),
-    " has the unknown key `colour`": lambda c: c.update(colour="red"),
+    ": layout is missing": lambda c: c.pop("layout"),
+    ": colour is an unknown key": lambda c: c.update(colour="red"),
     ': num_codebooks is "8", expected a whole number': lambda c: c.update(num_codebooks="8"),
     ": num_codebooks is true, expected a whole number": lambda c: c.update(num_codebooks=True),
     ": num_codebooks is 99, but this model has 1 to 32 codebooks": lambda c: c.update(num_codebooks=99),
-    ": layout is 'heap', expected one of window, ring": lambda c: c.update(layout="heap"),
+    ': layout is "heap", expected one of window, ring': lambda c: c.update(layout="heap"),
     ": a ring needs frames_per_call": lambda c: c.update(layout="ring"),
     ": frames_per_call is 1.5, expected a whole number or null": lambda c: c.update(frames_per_call=1.5),
-    ": source lacks `revision`": lambda c: c["source"].pop("revision"),
-    ": source: model is null, expected a text": lambda c: c["source"].update(model=None),
+    ": source.revision is missing": lambda c: c["source"].pop("revision"),
+    ": source.model is null, expected a text": lambda c: c["source"].update(model=None),
     ": tools.onnx is 1, expected a text": lambda c: c["tools"].update(onnx=1),
     ': conversion[0] is "fp16", expected an object': lambda c: c.update(conversion=["fp16"]),
-    ": geometry lacks `sliding_window`": lambda c: c["geometry"].pop("sliding_window"),
-    ": geometry: hidden_size is 512.0, expected a whole number": lambda c: c["geometry"].update(hidden_size=512.0),
+    ": geometry.sliding_window is missing": lambda c: c["geometry"].pop("sliding_window"),
+    ": geometry.hidden_size is 512.0, expected a whole number": lambda c: c["geometry"].update(hidden_size=512.0),
     ": geometry: upsampling_ratios[1] is 0, expected 1 or more": (
         lambda c: c["geometry"].update(upsampling_ratios=[8, 0, 5, 4])
     ),
     ": geometry: compress is 0, expected 1 or more": lambda c: c["geometry"].update(compress=0),
-    ': graphs.encoder.states is "a list of 26", but this geometry gives "a list of 27"': (
+    ": graphs.encoder.states is a list of 26, but this geometry gives a list of 27": (
         lambda c: c["graphs"]["encoder"]["states"].pop()
     ),
     ': graphs.encoder.states[11].name is "value_0", but this geometry gives "key_0"': _swap_states,
@@ -234,12 +227,12 @@ CORRUPTIONS: dict[str, Callable[[Any], object]] = {
     ": graphs.encoder.inputs[12].shape[1] is 8, but this geometry gives 4": (
         lambda c: c["geometry"].update(num_key_value_heads=4)
     ),
-    ": files does not list decoder_model.onnx": lambda c: c["files"].pop("decoder_model.onnx"),
-    ": files.state_spec.txt lacks `sha256`": lambda c: c["files"]["state_spec.txt"].pop("sha256"),
-    ": the file name '../x' leads out of the directory": (
+    ': files does not list "decoder_model.onnx"': lambda c: c["files"].pop("decoder_model.onnx"),
+    ": files.state_spec.txt.sha256 is missing": lambda c: c["files"]["state_spec.txt"].pop("sha256"),
+    ': files lists "../x", which leads out of the directory': (
         lambda c: c["files"].update({"../x": {"bytes": 0, "sha256": ""}})
     ),
-    ": the file name '/etc/x' leads out of the directory": (
+    ': files lists "/etc/x", which leads out of the directory': (
         lambda c: c["files"].update({"/etc/x": {"bytes": 0, "sha256": ""}})
     ),
 }  # fmt: skip

@@ -14,7 +14,8 @@ from publishing import whole_clips_from
 from transformers import AutoFeatureExtractor, EncodecFeatureExtractor, MimiConfig
 
 from mimi_export.cli import main
-from mimi_export.contract.batch_files import BATCH_REPORT, load_batch
+from mimi_export.contract.directory import load_batch
+from mimi_export.contract.manifest import BATCH_REPORT
 from mimi_export.contract.spec import Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError, OutputError, ParityError
 from mimi_export.export.whole_clip import export_batch

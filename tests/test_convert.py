@@ -16,8 +16,9 @@ from helpers import onnx_step, session, snr, stream, zeros
 
 from mimi_export.cli import main
 from mimi_export.cli.errors import errors_as_exit_codes
-from mimi_export.contract.directory import MANIFEST_NAME, load_artifact
+from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import sha256
+from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.contract.precision import Fp16Options, Int8Options, patterns_for
 from mimi_export.contract.recipes import ConvertRecipe, load_variants
 from mimi_export.contract.spec import GRAPH_KINDS

@@ -14,7 +14,7 @@ from helpers import DECODER_SNR, onnx_step, session, snr, zeros
 from mimi_export.bench.contenders import variant_contenders
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.manifest_check import parse_manifest
+from mimi_export.contract.manifest import parse_manifest
 from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError

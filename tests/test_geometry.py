@@ -40,19 +40,6 @@ def test_agrees_with_upstreams_configuration():
         assert geometry.latent_stride == config.latent_stride
 
 
-def test_goes_through_json_and_back():
-    geometry = read(num_key_value_heads=2, pad_mode="replicate")
-    assert Geometry.from_dict(geometry.to_dict()) == geometry
-
-
-def test_unknown_and_missing_fields_are_named():
-    fields = read().to_dict()
-    fields["num_filter"] = fields.pop("num_filters")
-    with pytest.raises(ConfigError) as error:
-        Geometry.from_dict(fields)
-    assert str(error.value) == "geometry fields ['num_filter', 'num_filters'] are unknown or missing"
-
-
 def test_older_files_keep_the_rotary_base_flat():
     fields = {name: value for name, value in KYUTAI.items() if name != "rope_parameters"}
     assert Geometry.from_config({**fields, "rope_theta": 5000.0}).rope_theta == 5000
@@ -90,10 +77,38 @@ def test_older_files_keep_the_rotary_base_flat():
         ({"upsample_groups": 7}, "upsample_groups must divide hidden_size"),
         ({"codebook_dim": 128}, "codebook_dim must equal vector_quantization_hidden_dimension (256)"),
         ({"num_semantic_quantizers": 32}, "num_semantic_quantizers must be below num_quantizers"),
-        ({"num_semantic_quantizers": 0}, "num_semantic_quantizers must be below num_quantizers"),
-        ({"sliding_window": 0}, "sliding_window must be at least 2 tokens, so that something is kept"),
+        ({"num_semantic_quantizers": 0}, "num_semantic_quantizers is 0, expected 1 or more"),
+        ({"sliding_window": 0}, "sliding_window is 0, expected 1 or more"),
         # With a window of one token no key is ever kept, so a window graph could not tell a first call from others.
         ({"sliding_window": 1}, "sliding_window must be at least 2 tokens, so that something is kept"),
+        ({"num_filters": "64"}, 'config.json: num_filters is "64", expected a whole number'),
+        (
+            {"frame_rate": -12.5},
+            "frame_rate -12.5 leaves no downsampling after 25 tokens/s; upstream cannot run such a model either",
+        ),
+        ({"upsampling_ratios": [8, 0, 5, 4]}, "upsampling_ratios[1] is 0, expected 1 or more"),
+        ({"upsampling_ratios": []}, "the number of upsampling_ratios is 0, expected 1 or more"),
+        ({"upsampling_ratios": [2] * 13}, "the number of upsampling_ratios is 13, expected at most 12"),
+        ({"sampling_rate": 10**400}, f"sampling_rate is {10**400}, expected at most 1048576"),
+        ({"num_residual_layers": 10**9}, "num_residual_layers is 1000000000, expected at most 64"),
+        ({"dilation_growth_rate": 64, "num_residual_layers": 64}, "must look back at most 1048576 samples"),
+        ({"num_filters": 10**6}, "a layer must have at most 1048576 channels"),
+        *(
+            ({name: 0}, f"{name} is 0, expected 1 or more")
+            for name in (
+                "hidden_size",
+                "compress",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "sampling_rate",
+                "kernel_size",
+                "upsample_groups",
+                "num_quantizers",
+                "codebook_size",
+                "intermediate_size",
+                "num_filters",
+            )
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(changes, text):

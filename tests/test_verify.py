@@ -97,7 +97,7 @@ def test_changed_missing_and_misfit_files(tiny_variant, tmp_path, capsys):
 
 
 def load_artifact_without_files(directory):
-    from mimi_export.contract.manifest_check import parse_manifest
+    from mimi_export.contract.manifest import parse_manifest
 
     path = directory / "manifest.json"
     return parse_manifest(json.loads(path.read_text()), path)

@@ -31,9 +31,10 @@ from torch.nn import functional
 from mimi_export import __version__
 from mimi_export.bench.graphs import PUBLIC
 from mimi_export.contract import network, spec
-from mimi_export.contract.directory import Manifest, Source, metadata_props, write_manifest
+from mimi_export.contract.directory import write_manifest
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.network import ConvLayer, ResidualUnit
 from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, Shape, TensorSpec
 from mimi_export.export.variant import OPSET, quiet_exporter, tool_versions

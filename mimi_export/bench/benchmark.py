@@ -18,8 +18,9 @@ from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
 from mimi_export.bench.rounds import Progress, no_progress, run_rounds
-from mimi_export.contract.directory import MANIFEST_NAME, Artifact, load_artifact
+from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.files import atomic_directory
+from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 
 REPORT_NAME = "bench.json"

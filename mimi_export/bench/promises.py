@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from mimi_export.contract.recipes import tomllib
+from mimi_export.contract.records import tomllib
 from mimi_export.contract.spec import GRAPH_KINDS
 
 Record = Mapping[str, Any]

@@ -13,39 +13,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mimi_export.contract.files import atomic_file, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import (
-    FORMAT_VERSION,
+    BATCH_MANIFEST,
+    MANIFEST_NAME,
     STATE_SPEC_NAME,
+    BatchManifest,
     FileEntry,
     Manifest,
-    Source,
-    metadata_props,
+    parse_batch,
+    parse_manifest,
 )
-from mimi_export.contract.manifest_check import parse_manifest
+from mimi_export.contract.records import Reader
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, state_spec_text
 from mimi_export.errors import ArtifactError
 
-__all__ = [
-    "FORMAT_VERSION",
-    "MANIFEST_NAME",
-    "STATE_SPEC_NAME",
-    "Artifact",
-    "FileEntry",
-    "Manifest",
-    "Source",
-    "load_artifact",
-    "metadata_props",
-    "verify_files",
-    "write_manifest",
-]
-
-MANIFEST_NAME = "manifest.json"
 HOW_TO_CREATE = "create one with `mimi-export export --output-dir DIR`"
 
 
@@ -99,15 +86,19 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Man
             raise ArtifactError(f"{directory} has no {name}: write both graphs before the manifest")
     with atomic_file(directory / STATE_SPEC_NAME, force=True) as temporary:
         temporary.write_bytes(_state_spec(manifest))
-    files = {
-        path.relative_to(directory).as_posix(): FileEntry(path.stat().st_size, sha256(path))
-        for path in directory.rglob("*")
-        if path.is_file() and path != directory / MANIFEST_NAME
-    }
-    manifest = dataclasses.replace(manifest, files=files)
+    manifest = dataclasses.replace(manifest, files=list_files(directory, MANIFEST_NAME))
     with atomic_file(directory / MANIFEST_NAME, force=True) as temporary:
         temporary.write_bytes((json.dumps(manifest.to_dict(), indent=2) + "\n").encode())
     return manifest
+
+
+def list_files(directory: Path, but: str) -> dict[str, FileEntry]:
+    """Size and hash of every file below `directory`, by name, except the list itself."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(path.stat().st_size, sha256(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / but
+    }
 
 
 def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False) -> Artifact:
@@ -119,8 +110,45 @@ def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False
             another size.
     """
     directory = Path(directory)
-    manifest = parse_manifest(_read_json(directory), directory / MANIFEST_NAME)
-    for name, entry in manifest.files.items():
+    path = directory / MANIFEST_NAME
+    if not directory.exists():
+        raise ArtifactError(f"there is no directory {directory}; {HOW_TO_CREATE}")
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is a file, expected a variant directory; {HOW_TO_CREATE}")
+    if not path.exists():
+        raise ArtifactError(f"{directory} has no {MANIFEST_NAME}, so it is no variant directory; {HOW_TO_CREATE}")
+    artifact = Artifact(directory, parse_manifest(Reader(path, ArtifactError, "; export it again").json(), path))
+    _check_sizes(directory, artifact.manifest.files)
+    if (directory / STATE_SPEC_NAME).read_bytes() != _state_spec(artifact.manifest):
+        raise ArtifactError(f"{directory / STATE_SPEC_NAME} does not describe the manifest's model; export it again")
+    if verify_hashes:
+        verify_files(artifact)
+    return artifact
+
+
+def load_batch(directory: str | os.PathLike[str], verify_hashes: bool = False) -> BatchManifest:
+    """Read and check a directory that `export --batch` wrote; with `verify_hashes` every file's content too.
+
+    Raises:
+        ArtifactError: no such directory, a damaged or foreign `batch.json`, or a file missing or changed.
+    """
+    directory = Path(directory)
+    path = directory / BATCH_MANIFEST
+    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --batch`")
+    manifest = parse_batch(reader.json(), path)
+    _check_sizes(directory, manifest.files)
+    if verify_hashes:
+        _check_hashes(directory, manifest.files)
+    return manifest
+
+
+def verify_files(artifact: Artifact) -> None:
+    """Hash every file; `ArtifactError` names the first whose content is not what the manifest says."""
+    _check_hashes(artifact.path, artifact.manifest.files)
+
+
+def _check_sizes(directory: Path, files: Mapping[str, FileEntry]) -> None:
+    for name, entry in files.items():
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{directory} is incomplete: {name} is missing; export it again")
@@ -128,43 +156,17 @@ def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False
             raise ArtifactError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}; export it again"
             )
-    if (directory / STATE_SPEC_NAME).read_bytes() != _state_spec(manifest):
-        raise ArtifactError(f"{directory / STATE_SPEC_NAME} does not describe the manifest's model; export it again")
-    artifact = Artifact(directory, manifest)
-    if verify_hashes:
-        verify_files(artifact)
-    return artifact
 
 
-def verify_files(artifact: Artifact) -> None:
-    """Hash every file; `ArtifactError` names the first whose content is not what the manifest says."""
-    for name, entry in artifact.manifest.files.items():
-        found = sha256(artifact.path / name)
+def _check_hashes(directory: Path, files: Mapping[str, FileEntry]) -> None:
+    for name, entry in files.items():
+        found = sha256(directory / name)
         if found != entry.sha256:
             raise ArtifactError(
-                f"{artifact.path / name} was changed: its SHA-256 begins {found[:12]}, the manifest says "
+                f"{directory / name} was changed: its SHA-256 begins {found[:12]}, the manifest says "
                 f"{entry.sha256[:12]}; export it again"
             )
 
 
 def _state_spec(manifest: Manifest) -> bytes:
     return state_spec_text(manifest.geometry, manifest.shape.num_codebooks).encode()
-
-
-def _read_json(directory: Path) -> Any:
-    if not directory.exists():
-        raise ArtifactError(f"there is no directory {directory}; {HOW_TO_CREATE}")
-    if not directory.is_dir():
-        raise ArtifactError(f"{directory} is a file, expected a variant directory; {HOW_TO_CREATE}")
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise ArtifactError(f"{directory} has no {MANIFEST_NAME}, so it is no variant directory; {HOW_TO_CREATE}")
-    try:
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ArtifactError(f"{path} is not valid JSON ({error.msg} at {where}); export it again") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not valid JSON (it is not UTF-8 text); export it again") from error

@@ -10,12 +10,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
+from mimi_export.contract.records import Reader, check_range, shown
 from mimi_export.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "silu")
 PAD_MODES = ("constant", "replicate")
+# No model comes near; what is looped over or doubled has a lower limit. A stranger's file may hold anything.
+MOST_SIZE = 1 << 20
+_MOST = {
+    "num_residual_layers": 64,
+    "num_hidden_layers": 1024,
+    "num_quantizers": 1024,
+    "dilation_growth_rate": 64,
+    "the number of upsampling_ratios": 12,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,31 @@ class Geometry:
     rope_theta: float
     sliding_window: int
 
+    def __post_init__(self) -> None:
+        """Refuse, before anything is divided, looped over or allocated, what no model has."""
+        _check_sizes(vars(self))
+        for name, words in (("pad_mode", PAD_MODES), ("hidden_act", ACTIVATIONS)):
+            if getattr(self, name) not in words:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(words)}")
+        for rule, holds in {
+            "sliding_window must be at least 2 tokens, so that something is kept": self.sliding_window >= 2,
+            "num_attention_heads must be a multiple of num_key_value_heads": (
+                self.num_attention_heads % self.num_key_value_heads == 0
+            ),
+            "head_dim must be even for rotary positions": self.head_dim % 2 == 0,
+            "upsample_groups must divide hidden_size": self.hidden_size % self.upsample_groups == 0,
+            "num_semantic_quantizers must be below num_quantizers": self.num_semantic_quantizers < self.num_quantizers,
+            f"a frame must have at most {MOST_SIZE} samples": self.frame_size <= MOST_SIZE,
+            f"a layer must have at most {MOST_SIZE} channels": (
+                self.num_filters * 2 ** len(self.upsampling_ratios) <= MOST_SIZE
+            ),
+            f"a residual unit must look back at most {MOST_SIZE} samples": (
+                self.residual_kernel_size * self.dilation_growth_rate**self.num_residual_layers <= MOST_SIZE
+            ),
+        }.items():
+            if not holds:
+                raise ConfigError(f"this model's sizes do not fit: {rule}")
+
     @property
     def hop_length(self) -> int:
         """Audio samples per transformer token."""
@@ -90,19 +126,6 @@ class Geometry:
         if not least <= num_codebooks <= most:
             raise ConfigError(f"num_codebooks is {num_codebooks}, but this model has {least} to {most} codebooks")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {**dataclasses.asdict(self), "upsampling_ratios": list(self.upsampling_ratios)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Geometry:
-        """The inverse of `to_dict`; an unknown or missing field raises `ConfigError`."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != names:
-            wrong = sorted(set(fields) ^ names)
-            raise ConfigError(f"geometry fields {wrong} are unknown or missing")
-        return cls(**{**fields, "upsampling_ratios": tuple(fields["upsampling_ratios"])})
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Geometry:
         """Read the geometry from the fields of a `MimiConfig` (`config.to_dict()` or a parsed `config.json`).
@@ -111,73 +134,47 @@ class Geometry:
             ConfigError: the model cannot be streamed exactly, or the upstream code cannot run it either.
         """
         _refuse_unstreamable(config)
-        ratios = tuple(config["upsampling_ratios"])
-        hop_length = math.prod(ratios)
-        token_rate = math.ceil(config["sampling_rate"] / hop_length)  # upstream's `encodec_frame_rate`
-        frame_rate = config.get("frame_rate") or config.get("_frame_rate") or config["sampling_rate"] / hop_length / 2
-        latent_stride = int(token_rate / frame_rate)
+        reader, hints = Reader(Path("config.json"), ConfigError), get_type_hints(cls)
+        fields = {name: reader.value(hints[name], config[name], name) for name in _COPIED_FIELDS}
+        ratios = reader.value(hints["upsampling_ratios"], list(config["upsampling_ratios"]), "upsampling_ratios")
+        _check_sizes({**fields, "upsampling_ratios": ratios})
+        hop_length, sampling_rate, heads = math.prod(ratios), fields["sampling_rate"], fields["num_attention_heads"]
+        token_rate = math.ceil(sampling_rate / hop_length)  # upstream's `encodec_frame_rate`
+        given = config.get("frame_rate") or config.get("_frame_rate")
+        frame_rate = reader.value(float, given, "frame_rate") if given else sampling_rate / hop_length / 2
+        latent_stride = int(token_rate / frame_rate) if frame_rate > 0 else 0
         if latent_stride < 2:
             raise ConfigError(
                 f"frame_rate {frame_rate:g} leaves no downsampling after {token_rate} tokens/s; "
                 "upstream cannot run such a model either"
             )
-        heads = config["num_attention_heads"]
-        geometry = cls(
-            **{name: config[name] for name in _COPIED_FIELDS},
+        inner, width = config.get("vector_quantization_hidden_dimension"), fields["codebook_dim"]
+        if width != inner:
+            raise ConfigError(
+                "this model's sizes do not fit: codebook_dim must equal vector_quantization_hidden_dimension "
+                f"({shown(inner)})"
+            )
+        return cls(
+            **fields,
             upsampling_ratios=ratios,
             latent_stride=latent_stride,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rope_theta=float(_rope_parameters(config)["rope_theta"]),
+            head_dim=reader.value(int, config.get("head_dim") or fields["hidden_size"] // heads, "head_dim"),
+            rope_theta=reader.value(float, _rope_parameters(config).get("rope_theta"), "rope_theta"),
         )
-        geometry._check_sizes(config)
-        return geometry
-
-    def _check_sizes(self, config: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` where two sizes do not fit each other."""
-        inner = config["vector_quantization_hidden_dimension"]
-        rules = {
-            "sliding_window must be at least 2 tokens, so that something is kept": self.sliding_window >= 2,
-            "num_attention_heads must be a multiple of num_key_value_heads": (
-                self.num_attention_heads % self.num_key_value_heads == 0
-            ),
-            "head_dim must be even for rotary positions": self.head_dim % 2 == 0,
-            "upsample_groups must divide hidden_size": self.hidden_size % self.upsample_groups == 0,
-            f"codebook_dim must equal vector_quantization_hidden_dimension ({inner})": self.codebook_dim == inner,
-            "num_semantic_quantizers must be below num_quantizers": (
-                0 < self.num_semantic_quantizers < self.num_quantizers
-            ),
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise ConfigError(f"this model's sizes do not fit: {rule}")
 
 
-_COPIED_FIELDS = (
-    "sampling_rate",
-    "hidden_size",
-    "num_filters",
-    "num_residual_layers",
-    "kernel_size",
-    "last_kernel_size",
-    "residual_kernel_size",
-    "dilation_growth_rate",
-    "pad_mode",
-    "compress",
-    "use_conv_shortcut",
-    "upsample_groups",
-    "num_quantizers",
-    "num_semantic_quantizers",
-    "codebook_size",
-    "codebook_dim",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "norm_eps",
-    "attention_bias",
-    "sliding_window",
-)
+_DERIVED_FIELDS = ("upsampling_ratios", "latent_stride", "head_dim", "rope_theta")
+_COPIED_FIELDS = [entry.name for entry in dataclasses.fields(Geometry) if entry.name not in _DERIVED_FIELDS]
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a whole number among a geometry's fields that no model has."""
+    ratios = fields["upsampling_ratios"]
+    sizes = {name: value for name, value in fields.items() if type(value) is int}
+    sizes |= {f"upsampling_ratios[{index}]": ratio for index, ratio in enumerate(ratios)}
+    sizes["the number of upsampling_ratios"] = len(ratios)
+    for name, value in sizes.items():
+        check_range(name, value, 0 if name == "num_residual_layers" else 1, _MOST.get(name, MOST_SIZE))
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,20 +2,23 @@
 
 The manifest repeats inputs, outputs and states for readers that do not know this package. Here they are computed
 from `spec` and a manifest that says otherwise is refused, so there is one definition and no drift. Nothing in it
-depends on when or where it was made: equal graphs give an equal manifest, byte for byte. Reading one back is the
-work of `manifest_check`.
+depends on when or where it was made: equal graphs give an equal manifest, byte for byte.
+
+Graphs for whole clips have a list of their own, `batch.json`, and beside it `parity.json`, the parity report of
+exactly these files with one record for each data type.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.records import FLAT, Reader, plain, shown
 from mimi_export.contract.spec import (
     GRAPH_KINDS,
     PAST,
@@ -26,9 +29,13 @@ from mimi_export.contract.spec import (
     TensorSpec,
     graph_spec,
 )
+from mimi_export.errors import ArtifactError
 
 FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
 STATE_SPEC_NAME = "state_spec.txt"
+BATCH_MANIFEST = "batch.json"
+BATCH_REPORT = "parity.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Manifest:
 
     name: str
     geometry: Geometry
-    shape: Shape
+    shape: Shape = field(metadata=FLAT)
     source: Source
     precision: str = "fp32"
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -86,17 +93,83 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "name": self.name,
             "precision": self.precision,
-            "num_codebooks": self.shape.num_codebooks,
-            "layout": self.shape.layout,
-            "frames_per_call": self.shape.frames_per_call,
-            **({} if self.shape.rows is None else {"batch": self.shape.rows}),
-            "source": dataclasses.asdict(self.source),
-            "geometry": self.geometry.to_dict(),
+            **plain(self.shape),
+            "source": plain(self.source),
+            "geometry": plain(self.geometry),
             "graphs": {kind: _graph_record(self.spec(kind)) for kind in GRAPH_KINDS},
             "conversion": [dict(record) for record in self.conversion],
             "tools": dict(sorted(self.tools.items())),
-            "files": {name: dataclasses.asdict(entry) for name, entry in sorted(self.files.items())},
+            "files": plain(dict(sorted(self.files.items()))),
         }
+
+
+@dataclass(frozen=True)
+class BatchManifest:
+    """The content of `batch.json`; `dtypes` maps each data type to the files of its encoder and decoder."""
+
+    name: str
+    num_codebooks: int
+    sampling_rate: int
+    frame_size: int
+    source: Source
+    tools: Mapping[str, str]
+    dtypes: Mapping[str, Mapping[GraphKind, str]]
+    files: Mapping[str, FileEntry]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format_version": FORMAT_VERSION, "kind": "batch", **plain(self)}
+
+
+def parse_manifest(content: Any, path: Path) -> Manifest:
+    """The strict inverse of `Manifest.to_dict`; `path` is where `content` was read, for messages.
+
+    Raises:
+        ArtifactError: another format version, an unknown or missing key, a value of another type, or graphs that
+            are not those which `spec.graph_spec` computes for the geometry.
+    """
+    reader = Reader(path, ArtifactError, "; export it again")
+    content = reader.version(content, FORMAT_VERSION, "manifest of mimi-export")
+    graphs = content.pop("graphs", None)
+    manifest = reader.record(Manifest, content)
+    _check_names(reader, manifest.files, [*(manifest.spec(kind).file_name for kind in GRAPH_KINDS), STATE_SPEC_NAME])
+    difference = _first_difference(graphs, manifest.to_dict()["graphs"], "graphs")
+    if difference is not None:
+        place, found, wanted = difference
+        reader.refuse(place, f"is {shown(found)}, but this geometry gives {shown(wanted)}")
+    return manifest
+
+
+def parse_batch(content: Any, path: Path) -> BatchManifest:
+    """The strict inverse of `BatchManifest.to_dict`; raises `ArtifactError`."""
+    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --batch`")
+    content = reader.version(content, FORMAT_VERSION, "list of files for whole clips")
+    reader.value(Literal["batch"], content.pop("kind", None), "kind")
+    manifest = reader.record(BatchManifest, content)
+    _check_names(reader, manifest.files, [name for graphs in manifest.dtypes.values() for name in graphs.values()])
+    return manifest
+
+
+def _check_names(reader: Reader, files: Mapping[str, FileEntry], wanted: Sequence[str]) -> None:
+    for name in files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+            reader.refuse("files", f"lists {shown(name)}, which leads out of the directory")
+    for name in wanted:
+        if name not in files:
+            reader.refuse("files", f"does not list {shown(name)}")
+
+
+def _first_difference(found: Any, wanted: Any, place: str) -> tuple[str, Any, Any] | None:
+    """Place and values of the first difference between two JSON values, `None` if they are equal."""
+    if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
+        pairs = [(f"{place}.{key}", found[key], wanted[key]) for key in wanted]
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = [(f"{place}[{index}]", *pair) for index, pair in enumerate(zip(found, wanted, strict=True))]
+    else:
+        return None if type(found) is type(wanted) and found == wanted else (place, found, wanted)
+    differences = (_first_difference(one, other, where) for where, one, other in pairs)
+    return next((difference for difference in differences if difference is not None), None)
 
 
 def metadata_props(manifest: Manifest) -> dict[str, str]:

@@ -19,29 +19,25 @@ Reading is strict: a key that is not known is an error that names the file and t
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mimi_export.contract.precision import PRECISIONS, Options
-from mimi_export.contract.spec import KV_LAYOUTS, Shape
+from mimi_export.contract.records import FLAT, Reader, shown
+from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError
-
-# By name, because the type checker looks at the oldest Python, where the reader is a package of its own.
-tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 DEFAULT_MODEL = "kyutai/mimi"
 CONFIG_DIRECTORY = "configs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MISSING = object()
 
+Metric = Literal["code_agreement_percent", "code_tie_percent", "latent_snr_db", "decoder_snr_db", "end_to_end_snr_db"]
 # What a budget can limit: the name of the measured number and what it is.
-METRICS: dict[str, str] = {
+METRICS: dict[Metric, str] = {
     "code_agreement_percent": "codes equal to the reference's, ties apart, in percent",
     "code_tie_percent": "codes that differ where two entries are equally near within rounding, in percent",
     "latent_snr_db": "latents before the quantiser against the reference's, in dB",
@@ -73,7 +69,7 @@ class Budget:
 class ExportRecipe:
     """A variant exported from a checkpoint; the fields are the options of `mimi-export export`."""
 
-    shape: Shape
+    shape: Shape = field(metadata=FLAT)
     model: str = DEFAULT_MODEL
     revision: str | None = None
 
@@ -137,115 +133,46 @@ def load_variant(path: str | os.PathLike[str]) -> Variant:
     Raises:
         ConfigError: unreadable or no TOML, an unknown or missing key, a value of a wrong type or out of range.
     """
-    path = Path(path)
-    table = _Table(_read_toml(path), path)
-    name = table.take("name", str)
-    if name != path.stem or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{path}: name is {name!r}, expected the file's own name {path.stem!r} (letters, digits, . _ -)"
+    reader = Reader(Path(path), ConfigError, defaults=True)
+    file = reader.record(_File, reader.toml())
+    if file.name != reader.path.stem or not _NAME.fullmatch(file.name):
+        reader.refuse(
+            "name", f"is {shown(file.name)}, expected the file's own name {reader.path.stem!r} (letters, digits, . _ -)"
         )
-    export, convert = table.take_table("export"), table.take_table("convert")
-    if (export is None) == (convert is None):
-        found = "none" if export is None else "both"
-        raise ConfigError(f"{path}: expected one of the tables [export] and [convert], found {found}")
-    parity = table.take_table("parity")
-    table.finish()
-    recipe = _export_recipe(export) if export is not None else _convert_recipe(convert)
-    return Variant(name, recipe, () if parity is None else _budgets(parity))
+    if (file.export is None) == (file.convert is None):
+        found = "none" if file.export is None else "both"
+        reader.refuse("", f"has {found} of the tables [export] and [convert], expected one of them")
+    recipe = file.export or _convert_recipe(reader, dict(file.convert or {}))
+    return Variant(file.name, recipe, _budgets(reader, file.parity))
 
 
-class _Table:
-    """A TOML table from which known keys are taken; what is left at the end is unknown."""
-
-    def __init__(self, values: dict[str, Any], path: Path, prefix: str = "") -> None:
-        self.values = dict(values)
-        self.path = path
-        self.prefix = prefix
-
-    def where(self, key: str) -> str:
-        return f"{self.path}: {self.prefix}{key}"
-
-    def take(self, key: str, *types: type, default: Any = _MISSING) -> Any:
-        if key not in self.values:
-            if default is _MISSING:
-                raise ConfigError(f"{self.where(key)} is missing")
-            return default
-        value = self.values.pop(key)
-        if type(value) not in types:  # not isinstance: TOML's true is no number
-            wanted = " or ".join(_TYPE_WORDS[kind] for kind in types)
-            raise ConfigError(f"{self.where(key)} is {value!r}, expected {wanted}")
-        return value
-
-    def take_table(self, key: str) -> _Table | None:
-        value = self.take(key, dict, default=None)
-        return None if value is None else _Table(value, self.path, f"{self.prefix}{key}.")
-
-    def finish(self, known: Sequence[str] = ()) -> None:
-        for key in self.values:
-            hint = f"; known here: {', '.join(known)}" if known else ""
-            raise ConfigError(f"{self.where(key)} is an unknown key{hint}")
+@dataclass(frozen=True)
+class _Limit:
+    reason: str
+    minimum: float | None = None
+    maximum: float | None = None
 
 
-_TOML_TYPES: dict[str, type] = {"tuple[str, ...]": list, "bool": bool, "int | None": int}
-_TYPE_WORDS = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table", bool: "a flag"}
+@dataclass(frozen=True)
+class _File:
+    name: str
+    export: ExportRecipe | None = None
+    convert: Mapping[str, Any] | None = None
+    parity: Mapping[Metric, _Limit] = field(default_factory=dict)
 
 
-def _export_recipe(table: _Table) -> ExportRecipe:
-    model, revision = table.take("model", str, default=DEFAULT_MODEL), table.take("revision", str, default=None)
-    num_codebooks = table.take("num_codebooks", int)
-    layout = table.take("layout", str, default="window")
-    frames_per_call, rows = (table.take(key, int, default=None) for key in ("frames_per_call", "batch"))
-    table.finish(("model", "revision", "num_codebooks", "layout", "frames_per_call", "batch"))
-    if layout not in KV_LAYOUTS:
-        raise ConfigError(f"{table.where('layout')} is {layout!r}, expected one of {', '.join(KV_LAYOUTS)}")
-    try:
-        return ExportRecipe(Shape(num_codebooks, layout, frames_per_call, rows), model, revision)
-    except ConfigError as error:
-        raise ConfigError(f"{table.path}: {table.prefix.rstrip('.')}: {error}") from error
-
-
-def _convert_recipe(table: _Table | None) -> ConvertRecipe:
-    if table is None:
-        raise ConfigError("a variant needs a table [export] or [convert]")
-    parent, precision = table.take("parent", str), table.take("precision", str)
+def _convert_recipe(reader: Reader, table: dict[str, Any]) -> ConvertRecipe:
+    parent, precision = (reader.value(str, table.pop(key, None), f"convert.{key}") for key in ("parent", "precision"))
     if precision not in PRECISIONS:
-        raise ConfigError(f"{table.where('precision')} is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    kind = PRECISIONS[precision]
-    known = {entry.name: _TOML_TYPES[str(entry.type)] for entry in fields(kind)}
-    values: dict[str, Any] = {key: table.take(key, wanted) for key, wanted in known.items() if key in table.values}
-    table.finish(("parent", "precision", *known))
-    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    try:
-        return ConvertRecipe(parent, kind(**values))
-    except ConfigError as error:
-        raise ConfigError(f"{table.path}: {table.prefix.rstrip('.')}: {error}") from error
+        reader.refuse("convert.precision", f"is {shown(precision)}, expected one of {', '.join(PRECISIONS)}")
+    return ConvertRecipe(parent, reader.record(PRECISIONS[precision], table, "convert"))
 
 
-def _budgets(table: _Table) -> tuple[Budget, ...]:
-    budgets = []
-    for metric in METRICS:
-        entry = table.take_table(metric)
-        if entry is None:
-            continue
-        minimum, maximum = (entry.take(key, float, int, default=None) for key in ("minimum", "maximum"))
-        if (minimum is None) == (maximum is None):
-            raise ConfigError(f"{table.where(metric)} needs exactly one of minimum and maximum")
-        reason = entry.take("reason", str)
-        if not reason.strip():
-            raise ConfigError(f"{entry.where('reason')} is empty; say why the number is what it is")
-        entry.finish(("minimum", "maximum", "reason"))
-        budgets.append(Budget(metric, minimum, maximum, reason))
-    table.finish(tuple(METRICS))
-    return tuple(budgets)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {str(error).splitlines()[0]}") from error
-    return content
+def _budgets(reader: Reader, limits: Mapping[Metric, _Limit]) -> tuple[Budget, ...]:
+    for metric, limit in limits.items():
+        if (limit.minimum is None) == (limit.maximum is None):
+            reader.refuse(f"parity.{metric}", "needs exactly one of minimum and maximum")
+        if not limit.reason.strip():
+            reader.refuse(f"parity.{metric}.reason", "is empty; say why the number is what it is")
+    listed = ((metric, limits[metric]) for metric in METRICS if metric in limits)
+    return tuple(Budget(metric, limit.minimum, limit.maximum, limit.reason) for metric, limit in listed)

@@ -13,13 +13,15 @@ What a convolution remembers is said in `network`. The transformers remember key
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import ConvLayer, conv_layers
 from mimi_export.contract.network import GraphKind as GraphKind
+from mimi_export.contract.records import OPTIONAL, check_range
 from mimi_export.errors import ConfigError
 
 KvLayout = Literal["window", "ring"]
@@ -33,6 +35,8 @@ FRAMES = "frames"
 CODEBOOKS = "codebooks"
 PAST = "past"
 PRESENT = "present"
+MOST_IN_CALL = 1 << 16  # frames, or rows
+MOST_NUMBERS = 1 << 28  # in the state of one stream; Kyutai's has 2 million
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Shape:
     num_codebooks: int
     layout: KvLayout = "window"
     frames_per_call: int | None = None
-    rows: int | None = None
+    rows: int | None = field(default=None, metadata={"key": "batch", **OPTIONAL})
 
     def __post_init__(self) -> None:
         """Refuse what is wrong for every model."""
@@ -63,8 +67,8 @@ class Shape:
             ("frames_per_call", self.frames_per_call),
             ("batch", self.rows),
         ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected 1 or more")
+            if value is not None:
+                check_range(name, value, 1, MOST_IN_CALL)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,12 @@ def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
         data_input = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
         data_output = TensorSpec("audio_values", "float32", audio)
     states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, shape, rows))
-    return GraphSpec(kind, shape, geometry.frame_size, geometry.sliding_window - 1, data_input, data_output, states)
+    window = geometry.sliding_window - 1
+    shapes = [[window if dim == PAST else int(dim) for dim in state.past_shape[1:]] for state in states]
+    numbers = sum(map(math.prod, shapes))
+    if numbers > MOST_NUMBERS:
+        raise ConfigError(f"the state of one stream would have {numbers} numbers, expected at most {MOST_NUMBERS}")
+    return GraphSpec(kind, shape, geometry.frame_size, window, data_input, data_output, states)
 
 
 def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:

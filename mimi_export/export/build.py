@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import mimi_export
-from mimi_export.contract.directory import FORMAT_VERSION, MANIFEST_NAME, load_artifact
+from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_file, sha256
+from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
 from mimi_export.contract.precision import Options
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
+from mimi_export.contract.records import plain
 from mimi_export.errors import ArtifactError, ConfigError, OutputError
 from mimi_export.export.convert import convert
 from mimi_export.export.variant import export_variant, tool_versions
@@ -169,7 +171,7 @@ class _Weights:
             checkpoint = self._load(*key)
             inputs = {
                 "source": [checkpoint.source, checkpoint.revision],
-                "geometry": checkpoint.geometry.to_dict(),
+                "geometry": plain(checkpoint.geometry),
                 "weights": _weights_sha256(checkpoint),
             }
             self._loaded[key] = checkpoint, inputs

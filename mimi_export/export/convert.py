@@ -22,8 +22,9 @@ import onnx
 import onnx_ir as ir
 
 from mimi_export import __version__
-from mimi_export.contract.directory import Artifact, Manifest, load_artifact, metadata_props, write_manifest
+from mimi_export.contract.directory import Artifact, load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
+from mimi_export.contract.manifest import Manifest, metadata_props
 from mimi_export.contract.precision import Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError, OutputError

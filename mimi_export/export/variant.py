@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.export import Dim
 
 from mimi_export import __version__
-from mimi_export.contract.directory import Manifest, Source, load_artifact, metadata_props, write_manifest
+from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.spec import (
     BATCH,
     CODEBOOKS,

@@ -28,10 +28,9 @@ import onnx
 import onnx_ir as ir
 
 from mimi_export import __version__
-from mimi_export.contract.batch_files import BATCH_MANIFEST, BatchManifest
-from mimi_export.contract.directory import FileEntry, Source
 from mimi_export.contract.files import atomic_directory, sha256
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, FileEntry, Source
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError

@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimi_export.contract.batch_files import BATCH_MANIFEST, BATCH_REPORT, BatchManifest, load_batch
-from mimi_export.contract.directory import MANIFEST_NAME, FileEntry, Manifest, load_artifact
+from mimi_export.contract.directory import load_artifact, load_batch
 from mimi_export.contract.files import sha256
+from mimi_export.contract.manifest import (
+    BATCH_MANIFEST,
+    BATCH_REPORT,
+    MANIFEST_NAME,
+    BatchManifest,
+    FileEntry,
+    Manifest,
+)
 from mimi_export.errors import ArtifactError, ParityError
 
 REPORT_NAME = "report.json"

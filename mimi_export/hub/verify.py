@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from mimi_export.contract.batch_files import load_batch
-from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.directory import load_artifact, load_batch
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
 from mimi_export.runtime import Codec

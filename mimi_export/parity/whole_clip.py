@@ -18,7 +18,8 @@ import numpy as np
 import onnxruntime as ort
 
 from mimi_export import __version__
-from mimi_export.contract.batch_files import BATCH_REPORT, BatchManifest, load_batch
+from mimi_export.contract.directory import load_batch
+from mimi_export.contract.manifest import BATCH_REPORT, BatchManifest
 from mimi_export.contract.recipes import Budget
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ParityError
