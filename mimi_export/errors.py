@@ -45,6 +45,10 @@ class CodesError(MimiExportError, ValueError):
     exit_code = 7
 
 
+class StreamError(MimiExportError, RuntimeError):
+    """A stream that has ended, or a pool that has no free row."""
+
+
 class OutputError(MimiExportError, OSError):
     """An output that cannot be written, or that exists and may not be replaced."""
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mimi_export.errors import CodesError, OutputError
-from mimi_export.media.codes import CodesMetadata, CodesWriter, check_codes, read_codes, write_codes
+from mimi_export.media.codes import CodesMetadata, CodesWriter, read_codes, write_codes
 
 FORMATS = [".safetensors", ".npz"]
 METADATA = CodesMetadata(sampling_rate=24000, frame_size=1920, num_samples=5000, model="kyutai/mimi")
@@ -233,32 +233,3 @@ def test_bad_metadata(tmp_path):
     assert read_codes(path).metadata == CodesMetadata(frame_size=1920)
     np.savez(tmp_path / "codes.npz", codes=some_codes(), sampling_rate=24000.5)
     assert "sampling_rate is 24000.5, expected a whole number" in message(lambda: read_codes(tmp_path / "codes.npz"))
-
-
-def test_check_codes():
-    codes = np.zeros((2, 8, 5), np.int64)
-    codes[1, 3, 4] = 2047
-    check_codes(codes, 8, 2048)
-    check_codes(codes[:, :1], 8, 2048)
-    for value, fits in ((-1, False), (0, True), (2047, True), (2048, False)):
-        one = np.full((1, 1, 1), value)
-        if fits:
-            check_codes(one, 8, 2048)
-        else:
-            assert f"code {value} at row 0, codebook 0, frame 0 is out of range" in message(
-                lambda one=one: check_codes(one, 8, 2048)
-            )
-    codes[1, 7, 0] = -1
-    codes[1, 3, 4] = 2048
-    assert message(lambda: check_codes(codes, 8, 2048)) == (
-        "code 2048 at row 1, codebook 3, frame 4 is out of range, expected 0 to 2047"
-    )
-    codes[1, 3, 4] = 0
-    assert message(lambda: check_codes(codes, 8, 2048)) == (
-        "code -1 at row 1, codebook 7, frame 0 is out of range, expected 0 to 2047"
-    )
-    assert message(lambda: check_codes(codes, 7, 2048)) == "codes have 8 codebooks, this decoder takes 1 to 7"
-    assert message(lambda: check_codes(codes[:, :0], 7, 2048)) == "codes have 0 codebooks, this decoder takes 1 to 7"
-    assert message(lambda: check_codes(codes[0], 8, 2048)) == (
-        "codes are int64 [8, 5], expected integers of shape [batch, codebooks, frames]"
-    )

@@ -16,12 +16,12 @@ from helpers import DECODER_SNR, match_codes, snr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mimi_export.errors import ArtifactError, AudioError, CodesError, ConfigError, GraphError
+from mimi_export.errors import ArtifactError, AudioError, CodesError, ConfigError, GraphError, StreamError
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.runtime import load
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.stream import check_audio
+from mimi_export.runtime.stream import check_audio, check_codes
 
 F = 1920
 FRAMES = 30
@@ -118,9 +118,9 @@ def test_flush_pads_with_zeros_and_counts(codec, tiny_checkpoint, audio, length)
         padded[0, :length] = audio[0, :length]
         wanted = upstream.encode(tiny_checkpoint.model, torch.from_numpy(padded[:, None]), 8).numpy()
         assert_codes(tiny_checkpoint, padded, wanted, np.concatenate([codes, last.codes], axis=2))
-    with pytest.raises(AudioError, match="was flushed; call reset"):
+    with pytest.raises(StreamError, match="was flushed; call reset"):
         stream.push(audio[0, :10])
-    with pytest.raises(AudioError, match="was flushed already; call reset"):
+    with pytest.raises(StreamError, match="was flushed; call reset"):
         stream.flush()
 
 
@@ -133,9 +133,9 @@ def test_decoder_takes_any_number_of_frames(codec, reference, sizes):
     assert stream.num_frames == FRAMES
     assert snr(reference[1][0], decoded[0]) >= DECODER_SNR
     assert stream.flush().shape == (1, 0)
-    with pytest.raises(CodesError, match="was flushed; call reset"):
+    with pytest.raises(StreamError, match="was flushed; call reset"):
         stream.push(reference[0][0])
-    with pytest.raises(CodesError, match="was flushed already"):
+    with pytest.raises(StreamError, match="was flushed"):
         stream.flush()
 
 
@@ -321,26 +321,39 @@ def test_samples_of_a_wrong_kind(codec, samples, text):
 
 
 @pytest.mark.parametrize(
-    "codes",
+    ("codes", "text"),
     [
-        np.zeros((9, 4), np.int64),
-        np.zeros((0, 4), np.int64),
-        np.zeros((2, 8, 4), np.int64),
-        np.zeros(8, np.int64),
-        np.full((8, 4), 64),
-        np.full((8, 4), -1),
-        np.zeros((8, 4), np.float32),
-        np.full((8, 4), 2**63, np.uint64),
+        (np.full((1, 1, 1), -1), "code -1 at row 0, codebook 0, frame 0 is out of range, expected 0 to 2047"),
+        (np.full((1, 1, 1), 2048), "code 2048 at row 0, codebook 0, frame 0 is out of range, expected 0 to 2047"),
+        ([[[0] * 5] * 7 + [[-1] * 5]], "code -1 at row 0, codebook 7, frame 0 is out of range, expected 0 to 2047"),
+        ([[[0, 2048], [-1, 0]]], "code 2048 at row 0, codebook 0, frame 1 is out of range, expected 0 to 2047"),
+        (np.zeros((1, 9, 5), int), "codes have 9 codebooks, this decoder takes 1 to 8"),
+        (np.zeros((1, 0, 5), int), "codes have 0 codebooks, this decoder takes 1 to 8"),
+        (np.zeros((2, 8, 5), int), "codes have shape [2, 8, 5], expected [1, codebooks, frames]"),
+        (np.zeros(8, int), "codes have shape [8], expected [1, codebooks, frames]"),
+        (np.zeros((8, 4), np.float32), "codes are float32, expected integers"),
+        (np.full((8, 4), 2**63, np.uint64), f"code {2**63} at row 0, codebook 0, frame 0 is out of range"),
     ],
-    ids=["nine codebooks", "none", "batch", "one axis", "too large", "negative", "float", "beyond int64"],
 )
-def test_codes_of_a_wrong_kind(codec, reference, codes):
-    stream = codec.decoder.stream()
+def test_codes_of_a_wrong_kind(codes, text):
     with pytest.raises(CodesError) as error:
-        stream.push(codes)
-    assert "\n" not in str(error.value)
-    fresh = codec.decoder.stream().push(reference[0][0])
-    assert np.array_equal(stream.push(reference[0][0]), fresh), "the refusal left a trace"
+        check_codes(codes, 1, 8, 2048)
+    assert str(error.value).startswith(text)
+
+
+def test_refused_codes_leave_no_trace(codec, reference):
+    stream = codec.decoder.stream()
+    for codes in (np.full((8, 4), 64), np.full((8, 4), -1), np.zeros((9, 4), int)):
+        with pytest.raises(CodesError):
+            stream.push(codes)
+    assert np.array_equal(stream.push(reference[0][0]), codec.decoder.stream().push(reference[0][0]))
+
+
+def test_codes_on_the_edge_are_taken():
+    codes = np.array([[0, 2047]], np.uint16)
+    for accepted in (codes, codes.tolist(), codes[None].astype(np.int32)):
+        got = check_codes(accepted, 1, 8, 2048)
+        assert (got.dtype, got.tolist()) == (np.int64, [[[0, 2047]]])
 
 
 def copy_of(variant, tmp_path, **changes):

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from mimi_export.errors import CodesError
 from mimi_export.media.audio import AudioReader, AudioWriter
-from mimi_export.media.codes import CodesFile, CodesMetadata, CodesWriter, check_codes, read_codes
+from mimi_export.media.codes import CodesFile, CodesMetadata, CodesWriter, read_codes
 from mimi_export.runtime import Codec
+from mimi_export.runtime.stream import check_codes
 
 BLOCK_FRAMES = 32  # frames decoded between two ticks
 
@@ -153,9 +154,7 @@ def _fitting(codec: Codec, file: CodesFile, source: Path, num_codebooks: int | N
             f"{source} has {have} codebooks, the decoder of {codec.artifact.path} takes 1 to {most}; decode the first "
             f"ones with --num-codebooks {most}, or use a variant with more"
         )
-    codes = file.codes[:, :use]
-    check_codes(codes, most, geometry.codebook_size)
-    return codes
+    return check_codes(file.codes[:, :use], 1, most, geometry.codebook_size)
 
 
 def _write(writer: AudioWriter, audio: npt.NDArray[np.float32], samples: int) -> None:

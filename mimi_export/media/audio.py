@@ -23,12 +23,15 @@ import soxr
 
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import AudioError, OutputError
+from mimi_export.media.opening import check_file
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | os.PathLike[str]
 
 SAMPLING_RATE = 24000  # Kyutai's model; callers with a geometry at hand pass its rate
 BLOCK_FRAMES = 1 << 15
+MANY_CHANNELS = 8  # files with more are read in smaller blocks
+RATES = range(1000, 1_000_001)  # Hz; what claims another rate is no recording, and at 1 Hz a kilobyte is an hour
 FORMATS = {  # extension -> libsndfile's container and the encoding used unless the caller names one
     ".aiff": ("AIFF", "PCM_16"),
     ".caf": ("CAF", "PCM_16"),
@@ -99,9 +102,9 @@ class AudioReader:
     def __init__(self, path: AnyPath, sampling_rate: int = SAMPLING_RATE, block_frames: int = BLOCK_FRAMES) -> None:
         self.path = Path(path)
         self.sampling_rate = sampling_rate
-        self._block_frames = block_frames
         self._started = False
         self._file = file = _open(self.path)
+        self._block_frames = max(1, min(block_frames, MANY_CHANNELS * BLOCK_FRAMES // max(1, file.channels)))
         frames = file.frames if file.frames < _UNKNOWN_LENGTH else None
         self.info = AudioInfo(file.samplerate, file.channels, frames, f"{file.format} {file.subtype}")
         with ExitStack() as stack:
@@ -136,6 +139,10 @@ class AudioReader:
         info = self.info
         if self._file.format == "RAW":  # libsndfile's guess from the extension when it finds no header
             raise AudioError(f"{self.path} is not an audio file: it has no header; convert it to .wav")
+        if info.sampling_rate not in RATES:
+            raise AudioError(
+                f"{self.path} claims {info.sampling_rate} Hz, expected {RATES[0]} to {RATES[-1]}; is it damaged?"
+            )
         cut = _CUT_CHUNK.search(self._file.extra_info)
         if cut and int(cut[2]) < int(cut[1]) < _PIPED_LENGTH:
             raise _cut_off(self.path, cut[1], "bytes of audio", cut[2])
@@ -257,11 +264,7 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> soundfile.SoundFile:
-    try:
-        with path.open("rb"):
-            pass  # libsndfile says "System error" for every reason; the operating system names it
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror}") from error
+    check_file(path, AudioError)
     if path.suffix.lower() == ".raw":  # soundfile wants to be told what is in these
         raise AudioError(f"{path} is not an audio file: it has no header; convert it to .wav")
     try:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,16 @@ from safetensors.numpy import save as serialize
 
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import CodesError
+from mimi_export.media.opening import check_file
 
 Codes = npt.NDArray[np.int64]
 
 FORMATS = (".npz", ".safetensors")
 TENSOR = "codes"
+LARGEST_SMALL = 1 << 26  # bytes that any .npz may unpack to: a day of 8 codebooks
+LARGEST_RATIO = 8  # times its size for a larger one; codes of 11 bits in 64 pack to a sixth
+LONGEST_NAME = 1000
+SHORT = 200
 _DTYPES = ("int64", "int32", "uint32", "int16", "uint16", "int8", "uint8")
 
 
@@ -77,49 +83,24 @@ def write_codes(
         CodesError: wrong shape, type, a negative code or an unknown extension.
         OutputError: the file exists and `force` is not given, or cannot be written.
     """
-    path = Path(path)
-    _check_extension(path)
-    values = _checked(codes, str(path))
-    metadata = metadata or CodesMetadata()
-    _check_metadata(metadata, values, path)
+    content = _content(Path(path), codes, metadata or CodesMetadata())
     with atomic_file(path, force) as temporary:
-        temporary.write_bytes(_content(path, values, metadata))
+        temporary.write_bytes(content)
 
 
 def read_codes(path: str | os.PathLike[str]) -> CodesFile:
-    """Read a file of codes.
+    """Read a file of codes, which may come from anybody: what is unsound is refused before it takes memory.
 
     Raises:
         CodesError: missing or damaged file, unknown extension, no tensor `codes`, or one of wrong shape, type or
-            sign; metadata that contradicts it. Whether the codes fit a model is `check_codes`' question.
+            sign; metadata that contradicts it. Whether the codes fit a model is for its decoder to say.
     """
     path = Path(path)
     _check_extension(path)
-    values, raw = _read_npz(path) if path.suffix.lower() == ".npz" else _read_safetensors(path)
-    codes = _checked(values, str(path))
-    metadata = _parse_metadata(raw, path)
-    _check_metadata(metadata, codes, path)
-    return CodesFile(codes, metadata)
-
-
-def check_codes(codes: npt.NDArray[Any], num_codebooks: int, codebook_size: int) -> None:
-    """Raise `CodesError` unless codes `[B, K, T]` can be decoded: 1 <= K <= `num_codebooks`, values in the codebook.
-
-    The message names the first bad value in the order batch row, codebook, frame.
-    """
-    if codes.ndim != 3 or codes.dtype.kind not in "iu":
-        raise CodesError(
-            f"codes are {codes.dtype} {list(codes.shape)}, expected integers of shape [batch, codebooks, frames]"
-        )
-    if not 1 <= codes.shape[1] <= num_codebooks:
-        raise CodesError(f"codes have {codes.shape[1]} codebooks, this decoder takes 1 to {num_codebooks}")
-    if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
-        bad = (codes < 0) | (codes >= codebook_size)
-        row, codebook, frame = np.unravel_index(int(np.argmax(bad)), bad.shape)
-        raise CodesError(
-            f"code {codes[row, codebook, frame]} at row {row}, codebook {codebook}, frame {frame} is out of range, "
-            f"expected 0 to {codebook_size - 1}"
-        )
+    size = check_file(path, CodesError)
+    values, raw = _read_npz(path, size) if path.suffix.lower() == ".npz" else _read_safetensors(path)
+    codes = _checked(values, path)
+    return CodesFile(codes, _parse_metadata(raw, codes, path))
 
 
 class CodesWriter:
@@ -182,9 +163,7 @@ class CodesWriter:
         if self.num_samples is not None:
             metadata = dataclasses.replace(metadata, num_samples=self.num_samples)
         frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, self._num_codebooks)
-        codes = _checked(frames.T[None], str(self.path))
-        _check_metadata(metadata, codes, self.path)
-        self._temporary.write_bytes(_content(self.path, codes, metadata))
+        self._temporary.write_bytes(_content(self.path, frames.T[None], metadata))
 
 
 def _check_extension(path: Path) -> None:
@@ -192,7 +171,7 @@ def _check_extension(path: Path) -> None:
         raise CodesError(f"{path} has the extension {path.suffix or '(none)'}, expected {' or '.join(FORMATS)}")
 
 
-def _checked(codes: npt.NDArray[Any], where: str) -> Codes:
+def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
     if codes.dtype.name not in _DTYPES:
         raise CodesError(f"{where}: codes are {codes.dtype}, expected one of {', '.join(_DTYPES)}")
     if codes.ndim != 3 or codes.shape[0] != 1:
@@ -207,8 +186,8 @@ def _checked(codes: npt.NDArray[Any], where: str) -> Codes:
 
 def _check_metadata(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
     for name, value in metadata.to_dict().items():
-        if isinstance(value, int) and value < 1:
-            raise CodesError(f"{path}: {name} is {value}, expected 1 or more")
+        if isinstance(value, int) and not 1 <= value < 1 << 63:
+            raise CodesError(f"{path}: {name} is {_short(value)}, expected 1 or more")
     if metadata.num_samples is not None and metadata.frame_size is not None:
         most = codes.shape[2] * metadata.frame_size
         if metadata.num_samples > most:
@@ -217,14 +196,17 @@ def _check_metadata(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
             )
 
 
-def _content(path: Path, codes: Codes, metadata: CodesMetadata) -> bytes:
+def _content(path: Path, codes: npt.NDArray[Any], metadata: CodesMetadata) -> bytes:
     """The bytes of the file, in the format that the extension names."""
+    _check_extension(path)
+    values = _checked(codes, path)
+    _check_metadata(metadata, values, path)
     fields = metadata.to_dict()
     if path.suffix.lower() == ".safetensors":
-        return _sorted_header(serialize({TENSOR: codes}, {name: str(value) for name, value in fields.items()}))
+        return _sorted_header(serialize({TENSOR: values}, {name: str(value) for name, value in fields.items()}))
     arrays: dict[str, Any] = {name: np.array(value) for name, value in fields.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, **{TENSOR: codes, **arrays})
+    np.savez(buffer, **{TENSOR: values, **arrays})
     return buffer.getvalue()
 
 
@@ -239,48 +221,98 @@ def _sorted_header(data: bytes) -> bytes:
 def _read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            if TENSOR not in file.keys():  # noqa: SIM118 - the file object is no mapping
-                raise CodesError(f"{path} has no tensor `{TENSOR}`, only {sorted(file.keys())}: it is no file of codes")
-            return file.get_tensor(TENSOR), file.metadata() or {}
-    except (SafetensorError, TypeError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
+            _check_names(file.keys(), "tensor", path)
+            with path.open("rb") as raw:  # the library lets the last of two equal names win
+                names = json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=_unique)
+            return file.get_tensor(TENSOR), names.get("__metadata__") or {}
+    except (SafetensorError, TypeError, ValueError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
+        if isinstance(error, CodesError):
+            raise
         raise CodesError(f"{path} is not a safetensors file of codes, or a damaged one: {_line(error)}") from error
     except OSError as error:
         raise CodesError(f"{path} cannot be read: {_line(error)}") from error
 
 
-def _read_npz(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in its header twice")
+    return found
+
+
+def _read_npz(path: Path, size: int) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        if not zipfile.is_zipfile(path):
+            np.load(path, mmap_mode="r")  # says what is wrong with anything but one array
             raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
-        with archive as file:
-            if TENSOR not in file.files:
-                raise CodesError(f"{path} has no array `{TENSOR}`, only {sorted(file.files)}: it is no file of codes")
-            return file[TENSOR], {name: file[name].item() for name in _FIELDS if name in file.files}
-    except CodesError:
-        raise
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise CodesError(f"{path} holds two arrays of one name; write it again")
+            _check_names([name.removesuffix(".npy") for name in members], "array", path)
+            budget = max(LARGEST_SMALL, LARGEST_RATIO * size)
+            arrays = {
+                name: _read_array(archive, members[f"{name}.npy"], budget, path)
+                for name in (TENSOR, *_FIELDS)
+                if f"{name}.npy" in members
+            }
+        return arrays.pop(TENSOR), {name: array.item() for name, array in arrays.items()}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, CodesError):
+            raise
+        raise CodesError(f"{path} is not an .npz file of plain arrays, or a damaged one: {_line(error)}") from error
     except OSError as error:
         raise CodesError(f"{path} cannot be read: {_line(error)}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CodesError(f"{path} is not an .npz file of plain arrays, or a damaged one: {_line(error)}") from error
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: int, path: Path) -> npt.NDArray[Any]:
+    """One array, after its header was compared with the size that the archive declares and that with the budget."""
+    if member.file_size > budget:
+        raise CodesError(f"{path} would unpack to {member.file_size} bytes, expected {budget} at most; pack it less")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"an array of shape {_short(shape)} does not fill its {member.file_size} bytes")
+    with archive.open(member) as file:
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+def _check_names(names: Collection[str], word: str, path: Path) -> None:
+    if TENSOR not in names:
+        raise CodesError(f"{path} has no {word} `{TENSOR}`, only {_short(sorted(names))}: it is no file of codes")
 
 
 def _line(error: Exception) -> str:
     """The reason alone, on one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return _short((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def _parse_metadata(raw: Mapping[str, Any], path: Path) -> CodesMetadata:
+def _short(value: object) -> str:
+    """What a stranger wrote, fit for one line."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= SHORT else f"{text[:SHORT]}…"
+
+
+def _parse_metadata(raw: Mapping[str, Any], codes: Codes, path: Path) -> CodesMetadata:
     """Known fields by name; unknown ones are someone else's and are left alone."""
     fields: dict[str, Any] = {}
     for name in _FIELDS:
         if name == "model" and name in raw:
             fields[name] = str(raw[name])
+            if len(fields[name]) > LONGEST_NAME or not fields[name].isprintable():
+                raise CodesError(
+                    f"{path}: model is {_short(raw[name])}, expected up to {LONGEST_NAME} plain characters"
+                )
         elif name in raw:
             try:
                 fields[name] = int(str(raw[name]))
             except ValueError as error:
-                raise CodesError(f"{path}: {name} is {raw[name]!r}, expected a whole number") from error
-    return CodesMetadata(**fields)
+                raise CodesError(f"{path}: {name} is {_short(raw[name])}, expected a whole number") from error
+    metadata = CodesMetadata(**fields)
+    _check_metadata(metadata, codes, path)
+    return metadata

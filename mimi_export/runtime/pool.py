@@ -16,13 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from mimi_export.errors import AudioError, CodesError, ConfigError
-from mimi_export.media.codes import check_codes
-from mimi_export.runtime.buffers import DTYPES, Array, BoundCall, in_place
+from mimi_export.errors import CodesError, ConfigError, StreamError
 from mimi_export.runtime.codec import Decoder, Encoder
-from mimi_export.runtime.stream import check_audio
+from mimi_export.runtime.state import Array, BoundCall, initial_states, moving, ort_value
+from mimi_export.runtime.stream import check_audio, check_codes
 
 
 class PoolOutput(NamedTuple):
@@ -50,10 +48,11 @@ class PoolStream:
         """Add samples `[n]` or codes `[K, frames]`; `StreamPool.step` computes.
 
         Raises:
-            AudioError, CodesError: wrong shape, type or values, or a stream that was closed.
+            AudioError, CodesError: wrong shape, type or values.
+            StreamError: the stream was closed.
         """
         if self.closed:
-            raise AudioError("this stream was closed; open a new one")
+            raise StreamError("this stream was closed; open a new one")
         checked = self._pool.check(data)
         self._pending = np.concatenate([self._pending, checked], axis=-1)
 
@@ -107,10 +106,9 @@ class StreamPool:
         unit = spec.frame_size if spec.kind == "encoder" else 1
         self.call_size = unit * spec.shape.frames_per_call
         channels = 1 if spec.kind == "encoder" else spec.shape.num_codebooks
-        self.empty: Array = np.zeros((channels, 0), DTYPES[spec.data_input.dtype])
-        self._past = {state.name: np.zeros(state.initial_shape(rows), DTYPES[state.dtype]) for state in spec.states}
-        self._moving = [state.name for state in spec.states if not in_place(spec, state)]
-        self._present = {name: np.zeros_like(self._past[name]) for name in self._moving}
+        self.empty: Array = np.zeros((channels, 0), spec.data_input.dtype)
+        self._past = initial_states(spec, rows)
+        self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
         self._calls: dict[int, BoundCall] = {}
         self._streams: dict[int, PoolStream] = {}
 
@@ -118,11 +116,11 @@ class StreamPool:
         """A new stream in the lowest free row.
 
         Raises:
-            ConfigError: all rows are taken.
+            StreamError: all rows are taken.
         """
         free = next((row for row in range(self.rows) if row not in self._streams), None)
         if free is None:
-            raise ConfigError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
+            raise StreamError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
         self._past["position"][free] = 0
         stream = self._streams[free] = PoolStream(self, free)
         return stream
@@ -141,8 +139,8 @@ class StreamPool:
         for stream in ready:
             data[stream.row] = stream.take()
         output = self._call(len(data)).run(data)
-        for name in self._moving:
-            self._past[name][rows] = self._present[name][rows]
+        for name, present in self._present.items():
+            self._past[name][rows] = present[rows]
         keep = (lambda row: output[row]) if self.spec.kind == "encoder" else (lambda row: output[row, 0])
         return [PoolOutput(stream, keep(stream.row)) for stream in ready]
 
@@ -151,24 +149,17 @@ class StreamPool:
         if self.spec.kind == "encoder":
             audio: Array = check_audio(data, 1)[0]
             return audio
-        codes = np.asarray(data)
-        if codes.ndim != 2 or codes.shape[0] != self.spec.shape.num_codebooks:
-            raise CodesError(
-                f"codes have shape {list(codes.shape)}, expected [{self.spec.shape.num_codebooks}, frames] in a pool"
-            )
-        check_codes(codes[None], self.spec.shape.num_codebooks, self.geometry.codebook_size)
-        return codes.astype(np.int64)
+        codes: Array = check_codes(data, 1, self.spec.shape.num_codebooks, self.geometry.codebook_size)[0]
+        if codes.shape[0] != self.spec.shape.num_codebooks:
+            raise CodesError(f"got {codes.shape[0]} codebooks, a pool takes all {self.spec.shape.num_codebooks}")
+        return codes
 
     def _call(self, rows: int) -> BoundCall:
         """The binding over the first `rows` rows; slices of leading rows share the buffers."""
         call = self._calls.get(rows)
         if call is None:
-            past = {name: _value(array[:rows]) for name, array in self._past.items()}
-            present = {**past, **{name: _value(array[:rows]) for name, array in self._present.items()}}
+            past = {name: ort_value(array[:rows]) for name, array in self._past.items()}
+            present = {**past, **{name: ort_value(array[:rows]) for name, array in self._present.items()}}
             call = BoundCall(self.graph, past, present, (rows, self.empty.shape[0], self.call_size))
             self._calls[rows] = call
         return call
-
-
-def _value(array: Array) -> ort.OrtValue:
-    return ort.OrtValue.ortvalue_from_numpy(array)

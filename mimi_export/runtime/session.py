@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnxruntime as ort
 
 from mimi_export.contract.spec import GraphSpec, TensorSpec
@@ -51,6 +52,13 @@ class GraphSession:
         _check("input", spec.inputs, self.session.get_inputs(), self.path)
         _check("output", spec.outputs, self.session.get_outputs(), self.path)
 
+    def run(self, binding: ort.IOBinding, data: npt.NDArray[Any]) -> None:
+        """Run what is bound; a `GraphError` of onnxruntime's refusal names the kind and shape of `data`."""
+        try:
+            self.session.run_with_iobinding(binding)
+        except _ort_errors() as error:
+            raise GraphError(f"{self.path} failed on {data.dtype} {list(data.shape)}: {_line(error)}") from error
+
 
 def _open(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSession:
     if not path.is_file():
@@ -61,12 +69,15 @@ def _open(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSe
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
-    except ort_errors() as error:
-        reason = str(error).strip().splitlines()[0]
-        raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {reason}") from error
+    except _ort_errors() as error:
+        raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {_line(error)}") from error
 
 
-def ort_errors() -> tuple[type[Exception], ...]:
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
     """What onnxruntime raises: classes of its own that only its extension module names, and `RuntimeError`."""
     state = ort.capi.onnxruntime_pybind11_state
     names = (
@@ -87,10 +98,10 @@ def _check(word: str, wanted: Sequence[TensorSpec], found: Sequence[Any], path: 
     if names != got:
         place = next((i for i, pair in enumerate(zip(names, got, strict=False)) if pair[0] != pair[1]), None)
         if place is None:
-            raise GraphError(f"{path} has {len(got)} {word}s, expected {len(names)}; it is no graph of this variant")
-        raise GraphError(
-            f"{path}: {word} {place} is {got[place]!r}, expected {names[place]!r}; it is no graph of this variant"
-        )
+            what = f" has {len(got)} {word}s, expected {len(names)}"
+        else:
+            what = f": {word} {place} is {got[place]!r}, expected {names[place]!r}"
+        raise GraphError(f"{path}{what}; it is no graph of this variant")
     for spec, tensor in zip(wanted, found, strict=True):
         fits = len(spec.shape) == len(tensor.shape) and all(
             isinstance(dim, str) or dim == real for dim, real in zip(spec.shape, tensor.shape, strict=True)

@@ -1,20 +1,58 @@
 """The states of one stream between two calls of its graph, wired by name.
 
 A `StreamState` knows nothing of audio or codes: it feeds `past_*`, keeps `present_*`, and can be copied out and in.
-While the window of a young stream still grows, every call has shapes of its own and onnxruntime allocates its outputs;
-from then on, and in a ring always, calls are prepared (`buffers`).
+
+While the window of a young stream grows, every call has shapes of its own and onnxruntime allocates its outputs. From
+then on, and in a ring always, shapes are fixed and calls are bound once: the states live in two sets, and each call
+reads one and writes the other. The keys and values of a ring are one set only, bound in and out: the graph writes the
+new slots in place, and onnxruntime then skips the copy of all others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
-from mimi_export.errors import GraphError
-from mimi_export.runtime.buffers import DTYPES, Array, PreparedStates
-from mimi_export.runtime.session import GraphSession, ort_errors
+from mimi_export.contract.spec import GraphSpec, StateSpec
+from mimi_export.runtime.session import GraphSession
+
+Array = npt.NDArray[Any]
+
+
+class BoundCall:
+    """One binding with buffers for its data: copy in, run, copy out.
+
+    Args:
+        graph: the session that computes.
+        past, present: a value for each state, by name; the same object in both is updated in place.
+        shape: of the data input.
+    """
+
+    def __init__(
+        self, graph: GraphSession, past: Mapping[str, Any], present: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> None:
+        spec = graph.spec
+        self._graph = graph
+        self._input: Array = np.zeros(shape, spec.data_input.dtype)
+        self._output: Array = np.zeros(output_shape(spec, shape), spec.data_output.dtype)
+        self._held = ort_value(self._input), ort_value(self._output)
+        self._binding = graph.session.io_binding()
+        self._binding.bind_ortvalue_input(spec.data_input.name, self._held[0])
+        self._binding.bind_ortvalue_output(spec.data_output.name, self._held[1])
+        for state in spec.states:
+            self._binding.bind_ortvalue_input(state.past.name, past[state.name])
+            self._binding.bind_ortvalue_output(state.present.name, present[state.name])
+
+    def run(self, data: Array) -> Array:
+        """Run on `data`; the result is a copy of its own. `GraphError` where onnxruntime refuses."""
+        np.copyto(self._input, data)
+        self._graph.run(self._binding, data)
+        result: Array = self._output.copy()
+        return result
 
 
 class StreamState:
@@ -32,30 +70,27 @@ class StreamState:
         graph.spec.check_rows(batch)
         self.graph = graph
         self.batch = batch
-        self._growing: dict[str, Any] = {}
-        self._prepared: PreparedStates | None = None
+        self._now: dict[str, Any] = {}
+        self._next: dict[str, Any] | None = None  # the set that the next call writes; `None` while a window grows
+        self._calls: tuple[dict[tuple[int, ...], BoundCall], ...] = ()  # from `_now` to `_next`, and back
         self.reset()
 
     def reset(self) -> None:
         """Begin a new stream."""
-        states = self.graph.spec.states
-        self.restore({state.name: np.zeros(state.initial_shape(self.batch), DTYPES[state.dtype]) for state in states})
+        self.restore(initial_states(self.graph.spec, self.batch))
 
     def snapshot(self) -> dict[str, Array]:
         """Copies of all states, by name."""
-        if self._prepared is not None:
-            return self._prepared.arrays()
-        return {name: np.array(value.numpy()) for name, value in self._growing.items()}
+        return {name: np.array(value.numpy()) for name, value in self._now.items()}
 
-    def restore(self, arrays: dict[str, Array]) -> None:
+    def restore(self, arrays: Mapping[str, Array]) -> None:
         """Continue from the states of `snapshot`."""
-        if self._full(arrays["key_0"].shape[2]):
-            self._prepared, self._growing = PreparedStates(self.graph, arrays), {}
-            return
-        self._prepared = None
-        self._growing = {
-            name: ort.OrtValue.ortvalue_from_numpy(array.copy(), self.graph.device, 0) for name, array in arrays.items()
-        }
+        spec, device = self.graph.spec, self.graph.device
+        self._now = {name: ort_value(array.copy(), device) for name, array in arrays.items()}
+        self._next = None
+        if spec.shape.layout == "ring" or arrays["key_0"].shape[2] == spec.window_length:
+            other = {state.name: ort_value(np.zeros_like(arrays[state.name]), device) for state in moving(spec)}
+            self._next, self._calls = self._now | other, ({}, {})
 
     def step(self, data: Array) -> Array:
         """Run one call.
@@ -69,29 +104,50 @@ class StreamState:
         Raises:
             GraphError: onnxruntime refused; a window's states are as before the call.
         """
-        try:
-            return self._grow(data) if self._prepared is None else self._prepared.run(data)
-        except ort_errors() as error:
-            reason = str(error).strip().splitlines()[0]
-            raise GraphError(f"{self.graph.path} failed on {data.dtype} {list(data.shape)}: {reason}") from error
+        return self._grow(data) if self._next is None else self._bound(self._next, data)
 
-    def _full(self, length: int) -> bool:
-        return self.graph.spec.shape.layout == "ring" or length == self.graph.spec.window_length
+    def _bound(self, target: dict[str, Any], data: Array) -> Array:
+        """A call from one set of states to the other, which then change places."""
+        there, back = self._calls
+        if data.shape not in there:
+            there[data.shape] = BoundCall(self.graph, self._now, target, data.shape)
+        result = there[data.shape].run(data)
+        self._now, self._next, self._calls = target, self._now, (back, there)
+        return result
 
     def _grow(self, data: Array) -> Array:
         """A call whose states have new shapes."""
-        spec, session, device = self.graph.spec, self.graph.session, self.graph.device
-        binding = session.io_binding()
+        spec, binding = self.graph.spec, self.graph.session.io_binding()
         binding.bind_cpu_input(spec.data_input.name, np.ascontiguousarray(data))
-        for state in spec.states:
-            binding.bind_ortvalue_input(state.past.name, self._growing[state.name])
-            binding.bind_output(state.present.name, device)
         binding.bind_output(spec.data_output.name)
-        session.run_with_iobinding(binding)
-        names = [output.name for output in session.get_outputs()]
-        outputs = dict(zip([*(state.present.name for state in spec.states), spec.data_output.name],
-                           binding.get_outputs(), strict=True))  # fmt: skip
-        self._growing = {state.name: outputs[state.present.name] for state in spec.states}
-        if self._full(self._growing["key_0"].shape()[2]):
+        for state in spec.states:
+            binding.bind_ortvalue_input(state.past.name, self._now[state.name])
+            binding.bind_output(state.present.name, self.graph.device)
+        self.graph.run(binding, data)
+        result, *states = binding.get_outputs()  # in the order in which they were bound
+        self._now = dict(zip((state.name for state in spec.states), states, strict=True))
+        if self._now["key_0"].shape()[2] == spec.window_length:
             self.restore(self.snapshot())
-        return np.array(outputs[names[0]].numpy())
+        return np.array(result.numpy())
+
+
+def initial_states(spec: GraphSpec, batch: int) -> dict[str, Array]:
+    """The zeros that begin a stream of `batch` rows, by name."""
+    return {state.name: np.zeros(state.initial_shape(batch), state.dtype) for state in spec.states}
+
+
+def moving(spec: GraphSpec) -> list[StateSpec]:
+    """The states that a call writes to another place: all but the slots of a ring, which it updates where they lie."""
+    return [state for state in spec.states if spec.shape.layout == "window" or state.kind not in ("key", "value")]
+
+
+def output_shape(spec: GraphSpec, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Shape of the data output for that of the data input."""
+    if spec.kind == "encoder":
+        return shape[0], spec.shape.num_codebooks, shape[2] // spec.frame_size
+    return shape[0], 1, shape[2] * spec.frame_size
+
+
+def ort_value(array: Array, device: str = "cpu") -> Any:
+    """An OrtValue over `array` on the processor, or a copy of it on an accelerator."""
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)

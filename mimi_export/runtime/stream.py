@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.errors import AudioError, CodesError
-from mimi_export.media.codes import check_codes
-from mimi_export.runtime.buffers import Array
+from mimi_export.errors import AudioError, CodesError, StreamError
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.state import StreamState
+from mimi_export.runtime.state import Array, StreamState, output_shape
 
 MAX_FRAMES_PER_CALL = 32  # more gain no speed, and attention memory grows with the square
 Audio = npt.NDArray[np.float32]
@@ -51,6 +49,8 @@ class _Stream:
         self._state = StreamState(graph, batch)
         self._unit = unit  # entries of the input's last axis per frame
         self._empty = self._pending = empty
+        spec = graph.spec
+        self._none: Array = np.zeros((*output_shape(spec, (batch, 1, 0))[:2], 0), spec.data_output.dtype)
         self._count = 0
         self._ended = False
 
@@ -89,6 +89,7 @@ class _Stream:
 
     def _finish(self) -> tuple[list[Array], int]:
         """Zero-pad the buffer to a whole call and run it; the outputs and the entries that were real."""
+        self._check_open()
         self._ended = True
         real = self._pending.shape[-1]
         if real == 0:
@@ -96,6 +97,14 @@ class _Stream:
         quantum = self._unit * (self._state.graph.spec.shape.frames_per_call or 1)
         padding = np.zeros((*self._pending.shape[:-1], -real % quantum), self._pending.dtype)
         return self._run(padding), real
+
+    def _join(self, outputs: list[Array]) -> Array:
+        """Outputs of calls in a row; the only one as it is, for between two calls every operation starts cold."""
+        return outputs[0] if len(outputs) == 1 else np.concatenate([self._none, *outputs], axis=-1)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise StreamError("this stream was flushed; call reset() to begin a new one")
 
 
 class EncoderStream(_Stream):
@@ -109,7 +118,6 @@ class EncoderStream(_Stream):
 
     def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
         super().__init__(graph, geometry, batch, geometry.frame_size, np.zeros((batch, 1, 0), np.float32))
-        self._no_codes: Codes = np.zeros((batch, graph.spec.shape.num_codebooks, 0), np.int64)
 
     @property
     def num_samples(self) -> int:
@@ -126,14 +134,14 @@ class EncoderStream(_Stream):
             int64 `[B, K, frames]`; frames may be 0.
 
         Raises:
-            AudioError: wrong shape or type, NaN or infinite samples, or a stream that was flushed.
+            AudioError: wrong shape or type, NaN or infinite samples.
+            StreamError: the stream was flushed.
         """
-        if self._ended:
-            raise AudioError("this stream was flushed; call reset() to begin a new one")
+        self._check_open()
         audio = check_audio(samples, self.batch)
         outputs = self._run(audio)
         self._count += audio.shape[-1]
-        return _join(outputs) if outputs else self._no_codes
+        return self._join(outputs)
 
     def flush(self) -> Flush:
         """End the stream: fill the last frame with zeros and encode it.
@@ -141,14 +149,13 @@ class EncoderStream(_Stream):
         Returns:
             The remaining codes and the number of real samples among those they stand for; no codes and 0 where the
             stream ended with a whole frame.
+
+        Raises:
+            StreamError: the stream was flushed already.
         """
-        if self._ended:
-            raise AudioError("this stream was flushed already; call reset() to begin a new one")
         outputs, real = self._finish()
-        if not outputs:
-            return Flush(self._no_codes, 0)
         frames = -(-real // self.geometry.frame_size)
-        return Flush(_join(outputs)[..., :frames], real)
+        return Flush(self._join(outputs)[..., :frames], real)
 
 
 class DecoderStream(_Stream):
@@ -181,41 +188,22 @@ class DecoderStream(_Stream):
 
         Raises:
             CodesError: wrong shape, type or range.
+            StreamError: the stream was flushed.
         """
-        if self._ended:
-            raise CodesError("this stream was flushed; call reset() to begin a new one")
-        array = self._checked(codes)
+        self._check_open()
+        array = check_codes(codes, self.batch, self._state.graph.spec.shape.num_codebooks, self.geometry.codebook_size)
         if self._pending.shape[-1] == 0:
             self._pending = array[..., :0]
         elif self._pending.shape[1] != array.shape[1]:
             raise CodesError(f"got {array.shape[1]} codebooks while frames of {self._pending.shape[1]} are buffered")
         outputs = self._run(array)
         self._count += array.shape[-1]
-        return self._audio(outputs)
+        return self._join(outputs)[:, 0]
 
     def flush(self) -> Audio:
         """End the stream: the samples of buffered frames, which only a graph of several frames per call keeps."""
-        if self._ended:
-            raise CodesError("this stream was flushed already; call reset() to begin a new one")
         outputs, real = self._finish()
-        return self._audio(outputs)[:, : real * self.geometry.frame_size]
-
-    def _audio(self, outputs: list[Array]) -> Audio:
-        return _join(outputs)[:, 0] if outputs else np.zeros((self.batch, 0), np.float32)
-
-    def _checked(self, codes: npt.ArrayLike) -> Codes:
-        array = np.asarray(codes)
-        if array.ndim == 2 and self.batch == 1:
-            array = array[None]
-        if array.ndim != 3 or array.shape[0] != self.batch:
-            raise CodesError(f"codes have shape {list(array.shape)}, expected [{self.batch}, codebooks, frames]")
-        check_codes(array, self._state.graph.spec.shape.num_codebooks, self.geometry.codebook_size)
-        return array.astype(np.int64, copy=False)
-
-
-def _join(outputs: list[Array]) -> Array:
-    """Outputs of calls in a row; the only one as it is, for between two calls every operation starts cold."""
-    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
+        return self._join(outputs)[:, 0, : real * self.geometry.frame_size]
 
 
 def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
@@ -236,3 +224,27 @@ def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
                 f"sample {place} of row {row} is {audio[row, place]}; remove NaN and infinite samples first"
             )
     return audio[:, None]
+
+
+def check_codes(codes: npt.ArrayLike, batch: int, num_codebooks: int, codebook_size: int) -> Codes:
+    """Codes `[K, T]` (batch 1) or `[B, K, T]` as int64 `[B, K, T]`; `CodesError` for what no decoder should get.
+
+    K is 1 to `num_codebooks`. The message names the first bad value in the order row, codebook, frame.
+    """
+    array: npt.NDArray[Any] = np.asarray(codes)
+    if array.dtype.kind not in "iu":
+        raise CodesError(f"codes are {array.dtype}, expected integers")
+    if array.ndim == 2 and batch == 1:
+        array = array[None]
+    if array.ndim != 3 or array.shape[0] != batch:
+        raise CodesError(f"codes have shape {list(array.shape)}, expected [{batch}, codebooks, frames]")
+    if not 1 <= array.shape[1] <= num_codebooks:
+        raise CodesError(f"codes have {array.shape[1]} codebooks, this decoder takes 1 to {num_codebooks}")
+    if array.size and not (array.min() >= 0 and array.max() < codebook_size):
+        bad = (array < 0) | (array >= codebook_size)
+        row, codebook, frame = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        raise CodesError(
+            f"code {array[row, codebook, frame]} at row {row}, codebook {codebook}, frame {frame} is out of range, "
+            f"expected 0 to {codebook_size - 1}"
+        )
+    return array.astype(np.int64, copy=False)
