@@ -289,12 +289,13 @@ def _line(error: Exception) -> str:
     """The reason alone, on one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return _short((str(error).splitlines() or [type(error).__name__])[0])
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text[:SHORT] if text.isprintable() else _short(text)
 
 
 def _short(value: object) -> str:
     """What a stranger wrote, fit for one line."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    text = repr(value)
     return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
