@@ -94,10 +94,7 @@ def test_rooms_import_lower_floors_only(module):
         )
 
 
-CIRCLES = pytest.mark.xfail(reason="two types of parity stand in the wrong module", strict=False)
-
-
-@pytest.mark.parametrize("room", [pytest.param(room, marks=CIRCLES if room == "parity" else ()) for room in FLOORS])
+@pytest.mark.parametrize("room", FLOORS)
 def test_no_cycles(room):
     """Modules of one room may use each other, but not in a circle, types included."""
     graph = {module: imported_modules(module) for module in MODULES if room_of(module) == room}
