@@ -29,9 +29,9 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import BATCH, PAST, PRESENT, GraphKind, GraphSpec
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
-from mimi_export.runtime.buffers import BoundCall, _value, in_place
 from mimi_export.runtime.codec import Codec
 from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.state import BoundCall, moving, ort_value
 
 Array = NDArray[Any]
 PUBLIC = "public-design"  # also what the conversion of its manifest says
@@ -135,11 +135,8 @@ def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | No
 
 def bare_call(graph: GraphSession, data: Array, past: dict[str, Array], present: dict[str, Array]) -> Call:
     """A call with everything bound; it returns a copy of the data output."""
-    first = {name: _value(array, graph.device) for name, array in past.items()}
-    second = {
-        state.name: first[state.name] if in_place(graph.spec, state) else _value(present[state.name], graph.device)
-        for state in graph.spec.states
-    }
+    first = {name: ort_value(array, graph.device) for name, array in past.items()}
+    second = first | {state.name: ort_value(present[state.name], graph.device) for state in moving(graph.spec)}
     turns = [BoundCall(graph, first, second, data.shape)]
     if all(array.shape == present[name].shape for name, array in past.items()):
         turns.append(BoundCall(graph, second, first, data.shape))
