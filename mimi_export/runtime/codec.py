@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.runtime.huge_pages import huge_pages
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
@@ -17,10 +19,11 @@ class _Half:
 
     kind: GraphKind
 
-    def __init__(self, artifact: Artifact, threads: int, providers: Sequence[str]) -> None:
+    def __init__(self, artifact: Artifact, threads: int, providers: Sequence[str], huge_pages: bool) -> None:
         self._artifact = artifact
         self._threads = threads
         self._providers = tuple(providers)
+        self._huge_pages = huge_pages
         self._graph: GraphSession | None = None
 
     @property
@@ -35,10 +38,11 @@ class _Half:
 
     @property
     def graph(self) -> GraphSession:
-        """The session; loading it can raise `GraphError`."""
+        """The session; loading it can raise `GraphError`, and `ConfigError` where huge pages cannot be had."""
         if self._graph is None:
             path = self._artifact.graph_path(self.kind)
-            self._graph = GraphSession(path, self.spec, self._threads, self._providers)
+            with huge_pages() if self._huge_pages else contextlib.nullcontext():
+                self._graph = GraphSession(path, self.spec, self._threads, self._providers)
         return self._graph
 
 
@@ -69,15 +73,20 @@ class Codec:
         artifact: the variant directory.
         threads: threads for one operator of a session.
         providers: execution providers in order of preference.
+        huge_pages: keep weights in huge pages (Linux 6.1 or later): faster frames for a slower load, see `huge_pages`.
     """
 
     def __init__(
-        self, artifact: Artifact, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+        self,
+        artifact: Artifact,
+        threads: int = 1,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        huge_pages: bool = False,
     ) -> None:
         self.artifact = artifact
         self.geometry = artifact.geometry
-        self.encoder = Encoder(artifact, threads, providers)
-        self.decoder = Decoder(artifact, threads, providers)
+        self.encoder = Encoder(artifact, threads, providers, huge_pages)
+        self.decoder = Decoder(artifact, threads, providers, huge_pages)
 
 
 def load(
@@ -85,10 +94,11 @@ def load(
     threads: int = 1,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     verify_hashes: bool = False,
+    huge_pages: bool = False,
 ) -> Codec:
-    """Open a variant directory.
+    """Open a variant directory, see `Codec`.
 
     Raises:
         ArtifactError: the directory is no variant, is incomplete or was changed (see `load_artifact`).
     """
-    return Codec(load_artifact(directory, verify_hashes), threads, providers)
+    return Codec(load_artifact(directory, verify_hashes), threads, providers, huge_pages)
