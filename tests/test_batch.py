@@ -153,7 +153,7 @@ def test_wrong_graphs_are_not_kept(tiny_checkpoint, tiny_variant, tmp_path, monk
 
     whole_clips_from(monkeypatch, tiny_variant(8))
     monkeypatch.setattr(whole_clip, "_zeros", ones)
-    with pytest.raises(ParityError, match="decoder_snr_db"):
+    with pytest.raises(ParityError, match="decoder SNR"):
         export_batch(tiny_checkpoint, tmp_path / "wrong", 8, check=lambda folder: check_batch(tiny_checkpoint, folder))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(whole_clip, "_zeros", honest)

@@ -171,7 +171,7 @@ def build(
     with needs_extra("export", "mimi-export build"):
         from mimi_export.export.build import build as build_variants
         from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
-        from mimi_export.parity.gate import ParityGate
+        from mimi_export.parity.run import ParityGate
     with Steps() as steps:
 
         @lru_cache(maxsize=1)

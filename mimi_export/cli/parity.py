@@ -135,21 +135,16 @@ def _ways(calls: str) -> list[int | str]:
 
 
 def _show(run: ParityRun) -> None:
-    from mimi_export.parity.reports import markdown as report_md
+    from mimi_export.parity.reports import tables
 
     if not run.reports:
         return
-    quality = [0, 1, 2, 4, 5, 7, 8]
-    rows = [
-        [report_md.quality_row(report)[index].strip("*") for index in quality]
-        + [report_md.cost_row(report)[index] for index in (1, 3, 5)]
-        for report in run.reports
-    ]
-    columns = [report_md.QUALITY_COLUMNS[index] for index in quality] + ["enc ms", "dec ms", "rtf"]
-    show_table("Parity with batch PyTorch", columns, rows)
-    show_table(
-        "Streaming against batch, 3 s", ["model", *report_md.PUBLISHED_COLUMNS[1:]], report_md.published_rows(run)
-    )
+    columns, rows = tables.quality(run).only(0, 1, 2, 4, 5, 7, 8)
+    _, times = tables.cost(run).only(1, 3, 5)
+    rows = [row + cells for row, cells in zip(rows, times, strict=True)]
+    show_table("Parity with batch PyTorch", [*columns, "enc ms", "dec ms", "rtf"], rows)
+    published = tables.published(run)
+    show_table(published.title, published.columns, published.rows)
     checks = [
         (report.name, "ok" if check.passed else "MISSED", check.line.partition(": ")[2])
         for report in run.reports

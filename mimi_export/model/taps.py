@@ -3,7 +3,7 @@
 A graph is traced with its taps as extra outputs, so that the exporter writes each as a value called `tap_<name>`;
 then the outputs are taken away again. What stays is a name and costs nothing: the graph has the same nodes as without
 taps. Passes keep value names, so the same place can be looked at in every variant made from the graph
-(`parity.tapped`). A tap is `[B, C, T]` or `[B, T, C]`, as the graph happens to hold it.
+(`parity.explain`). A tap is `[B, C, T]` or `[B, T, C]`, as the graph happens to hold it.
 """
 
 from __future__ import annotations

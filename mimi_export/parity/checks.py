@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.recipes import Budget, Variant
 from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.results import Check, ClipResult, VariantReport, number
+from mimi_export.parity.results import Check, ClipNumbers, VariantReport, number
 from mimi_export.parity.ties import Agreement
 
 EXACT = "fp32"
@@ -47,11 +47,17 @@ def budgets_for(manifest: Manifest, variants: Mapping[str, Variant]) -> tuple[Bu
 def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
     """Every budget as a check; an exact variant's states, too."""
     exact = report.manifest.precision == EXACT
-    clips = [clip for clip in report.clips if exact or not clip.stress] or report.clips
-    checks = [_check(budget, clips) for budget in budgets]
+    clips: Sequence[ClipNumbers] = [clip for clip in report.clips if exact or not clip.stress] or report.clips
+    checks = check_budgets(clips, budgets)
     if exact:
         checks.append(_state_check(report))
     return checks
+
+
+def check_budgets(clips: Sequence[ClipNumbers], budgets: Sequence[Budget]) -> list[Check]:
+    """Every budget against the worst of these clips; codes of all of them together."""
+    found = ((budget, *_value(budget.metric, clips)) for budget in budgets)
+    return [Check(b.metric, got, b.wanted, b.holds(got), where, b.reason) for b, got, where in found]
 
 
 def weak_states(report: VariantReport, limit: float = STATE_DB) -> list[str]:
@@ -74,12 +80,7 @@ def computation_order(manifest: Manifest, kind: str) -> list[str]:
     return [*convs[:middle], *others, *convs[middle:]]
 
 
-def _check(budget: Budget, clips: Sequence[ClipResult]) -> Check:
-    got, where = _value(budget.metric, clips)
-    return Check(budget.metric, got, budget.wanted, budget.holds(got), where, budget.reason)
-
-
-def _value(metric: str, clips: Sequence[ClipResult]) -> tuple[float, str]:
+def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
     if metric in ("code_agreement_percent", "code_tie_percent"):
         total = Agreement()
         for clip in clips:
@@ -90,7 +91,7 @@ def _value(metric: str, clips: Sequence[ClipResult]) -> tuple[float, str]:
         # one tie in a short clip is more than 0.1 % and proves nothing
         percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
         return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
-    getters: dict[str, Callable[[ClipResult], list[float]]] = {
+    getters: dict[str, Callable[[ClipNumbers], list[float]]] = {
         "latent_snr_db": lambda clip: [clip.latents.snr_db] if clip.latents else [],
         "decoder_snr_db": lambda clip: [clip.decoder.snr_db, *(call.snr_db for call in clip.decoder_calls.values())],
         "end_to_end_snr_db": lambda clip: [clip.end_to_end.snr_db],

@@ -23,6 +23,7 @@ from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.explain import TappedGraph
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies, snr_db
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import (
@@ -34,7 +35,6 @@ from mimi_export.parity.results import (
     Timing,
     VariantReport,
 )
-from mimi_export.parity.tapped import TappedGraph
 from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream
 

@@ -88,11 +88,16 @@ class Comparison:
         return Difference(self.snr_db, cosine, self._max)
 
 
-def snr_db(reference: Array, result: Array) -> float:
-    """Signal-to-noise ratio of a whole signal; shapes must be equal (`ValueError`)."""
+def difference_of(reference: Array, result: Array) -> Difference:
+    """Compare two whole signals of equal shape (`ValueError`)."""
     comparison = Comparison()
     comparison.push(reference, result)
-    return comparison.snr_db
+    return comparison.difference
+
+
+def snr_db(reference: Array, result: Array) -> float:
+    """Signal-to-noise ratio of a whole signal; shapes must be equal (`ValueError`)."""
+    return difference_of(reference, result).snr_db
 
 
 class Energies:

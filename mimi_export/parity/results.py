@@ -125,10 +125,10 @@ class Excerpt:
 
 
 @dataclass
-class ClipResult:
-    """One clip through one variant.
+class ClipNumbers:
+    """What is measured on one clip, whole or as a stream.
 
-    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`).
+    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`, `all`).
     """
 
     name: str
@@ -138,12 +138,20 @@ class ClipResult:
     codes: dict[str, Agreement]
     decoder_calls: dict[str, Difference]
     latents: Difference | None
+    decoder: Difference
+    end_to_end: Difference
+    drift: dict[str, Drift] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ClipResult(ClipNumbers):
+    """One clip through one streaming variant."""
+
     decoder: AudioDifference
     end_to_end: AudioDifference
     first_seconds: dict[str, Difference]
     timeline: Timeline
     excerpt: Excerpt
-    drift: dict[str, Drift] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
-"""Measure and judge any number of variant directories against the models they were made from."""
+"""Measure and judge any number of variant directories against the models they were made from.
+
+`check_parity` is the command; `ParityGate` is what `build` asks of a variant before it counts as good.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from mimi_export.contract.directory import Artifact, load_artifact
-from mimi_export.contract.recipes import Variant
-from mimi_export.errors import ArtifactError
+from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
+from mimi_export.errors import ArtifactError, ParityError
+from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.parity.checks import budgets_for, judge
-from mimi_export.parity.clips import Clip, default_clips
+from mimi_export.parity.clips import Clip, clips_from_arrays, default_clips
 from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import FRAMES_PER_CALL, measure
 from mimi_export.parity.reference import Reference
 from mimi_export.parity.results import NotMeasured, ParityRun
+
+GATE_SECONDS = 16.0  # more than the attention window of 10 s
+GATE_CALLS = (1, "mixed")
 
 Progress = Callable[[str], None]
 Load = Callable[[str, str | None], Checkpoint]
@@ -84,3 +92,50 @@ def check_parity(
                 except ArtifactError as error:
                     run.not_measured.append(NotMeasured(str(artifact.path), str(error)))
     return run
+
+
+class ParityGate:
+    """Judges built variants; `mimi-export parity` measures more.
+
+    Args:
+        variants: configurations by name, with the budgets.
+        model: the reference; by default the model that each variant's configuration, or its parent's, names.
+        revision: of `model`.
+        progress: told of each step.
+        load: how a checkpoint is loaded from model and revision.
+    """
+
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        load: Load,
+        model: str | None = None,
+        revision: str | None = None,
+        progress: Progress = logger.info,
+    ) -> None:
+        self._variants, self._load, self._progress = variants, load, progress
+        self._model, self._revision = model, revision
+
+    def __call__(self, variant: Variant, path: Path) -> None:
+        """Raise `ParityError`, naming every missed budget, unless the variant at `path` is good."""
+        recipe = self._export_recipe(variant)
+        run = check_parity(
+            [path],
+            clips_from_arrays({"speech": speech_like(GATE_SECONDS)}),
+            model=self._model or recipe.model,
+            revision=self._revision if self._model else recipe.revision,
+            frames_per_call=GATE_CALLS,
+            variants=self._variants,
+            progress=self._progress,
+            load=self._load,
+        )
+        reasons = [*run.missed, *(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured)]
+        if reasons:
+            raise ParityError(f"{path} is built but not good: {'; '.join(reasons)}")
+
+    def _export_recipe(self, variant: Variant) -> ExportRecipe:
+        """Of the variant itself, or of the fp32 one that it was converted from."""
+        recipe = variant.recipe
+        while isinstance(recipe, ConvertRecipe):
+            recipe = self._variants[recipe.parent].recipe
+        return recipe

@@ -30,9 +30,9 @@ from mimi_export.export.precision import weight_forms
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip
+from mimi_export.parity.explain import TappedGraph
 from mimi_export.parity.metrics import Comparison
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
-from mimi_export.parity.tapped import TappedGraph
 
 TIMED_CALLS = 30
 WARM_CALLS = 3

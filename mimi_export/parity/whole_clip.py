@@ -25,10 +25,12 @@ from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ParityError
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.parity.checks import check_budgets
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.metrics import Comparison, Difference
+from mimi_export.parity.metrics import difference_of
 from mimi_export.parity.reference import Reference
-from mimi_export.parity.reports.json import FORMAT_VERSION, level
+from mimi_export.parity.reports.json import FORMAT_VERSION, agreement_record, check_record, clip_record
+from mimi_export.parity.results import ClipNumbers
 from mimi_export.parity.ties import Agreement, judge_codes
 
 Progress = Callable[[str], None]
@@ -74,7 +76,7 @@ def check_batch(
     }
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (Path(directory) / BATCH_REPORT).write_text(text, encoding="utf-8")
-    missed = [f"{record['name']}: {check['line']}" for record in records for check in _missed(record)]
+    missed = [f"{r['name']}: {check['line']}" for r in records for check in r["checks"] if not check["passed"]]
     if missed:
         raise ParityError("; ".join(missed))
     return records
@@ -86,42 +88,20 @@ def _measure(
     """The record of one data type."""
     files = manifest.dtypes[dtype]
     encoder, decoder = (_Graph(directory / files[kind]) for kind in GRAPH_KINDS)
-    everything = Agreement()
-    shown: list[Json] = []
+    everything, measured = Agreement(), []
     for clip in clips:
         progress(f"{dtype}: {clip.name}")
         truth = reference.clip(clip)
         (piece,) = truth.calls([truth.num_frames])
-        samples = piece.samples[: truth.num_samples]
-        codes = encoder(samples[None, None])
-        agreement, decoded, heard = Agreement(), Comparison(), Comparison()
+        codes = encoder(piece.samples[None, None, : truth.num_samples])
+        agreement = Agreement()
         agreement.push(judge_codes(reference.quantizers, piece.latents, piece.codes, codes[0]))
         everything.add(agreement)
         right = piece.audio[manifest.num_codebooks]
-        decoded.push(right, decoder(piece.codes[None])[0, 0])
-        heard.push(right, decoder(codes)[0, 0])
-        shown.append(
-            {
-                "name": clip.name,
-                "stress": False,
-                "seconds": truth.num_samples / manifest.sampling_rate,
-                "frames": truth.num_frames,
-                "codes": {"all": _agreement(agreement)},
-                "latents": None,
-                "decoder": _difference(decoded.difference),
-                "end_to_end": _difference(heard.difference),
-                "decoder_calls": {},
-                "drift": {},
-            }
-        )
-    values = {
-        "code_agreement_percent": 100 * everything.apart_from_ties,
-        "code_tie_percent": 100 * everything.ties / everything.codes if everything.ties > 1 else 0.0,
-        "decoder_snr_db": min(float(_level(clip["decoder"]["snr_db"])) for clip in shown),
-    }
-    checks = [_check(budget, values[budget.metric]) for budget in BUDGETS[dtype]]
-    frame_rate = manifest.sampling_rate / manifest.frame_size
-    bits = (reference.geometry.codebook_size - 1).bit_length()
+        decoded, heard = (difference_of(right, decoder(these)[0, 0]) for these in (piece.codes[None], codes))
+        sizes = (truth.num_samples, truth.num_frames)
+        measured.append(ClipNumbers(clip.name, False, *sizes, {"all": agreement}, {}, None, decoded, heard))
+    checks = check_budgets(measured, BUDGETS[dtype])
     return {
         "name": f"{manifest.name} {dtype}",
         "directory": manifest.name,
@@ -130,19 +110,15 @@ def _measure(
         "frames_per_call": None,
         "num_codebooks": manifest.num_codebooks,
         "source": {"model": manifest.source.model, "revision": manifest.source.revision},
-        "passed": all(check["passed"] for check in checks),
-        "checks": checks,
+        "passed": all(check.passed for check in checks),
+        "checks": [check_record(check) for check in checks],
         "explanations": [],
         "files": {name: dataclasses.asdict(manifest.files[name]) for name in files.values()},
-        "bitrate": frame_rate * bits * manifest.num_codebooks,
-        "codes": _agreement(everything),
-        "clips": shown,
+        "bitrate": reference.geometry.bitrate(manifest.num_codebooks),
+        "codes": agreement_record(everything),
+        "clips": [clip_record(clip, manifest.sampling_rate) for clip in measured],
         "tools": {"mimi-export": __version__, "onnxruntime": ort.__version__},
     }
-
-
-def _missed(record: Json) -> list[Json]:
-    return [check for check in record["checks"] if not check["passed"]]
 
 
 class _Graph:
@@ -157,37 +133,3 @@ class _Graph:
 
     def __call__(self, data: np.ndarray[Any, Any]) -> Any:
         return self._session.run(None, {self._input: np.ascontiguousarray(data)})[0]
-
-
-def _check(budget: Budget, got: float) -> Json:
-    passed = budget.holds(got)
-    line = f"{'ok' if passed else 'MISSED'}: {budget.metric} {got:.2f}, wanted {budget.wanted}"
-    return {
-        "metric": budget.metric, "got": level(got), "wanted": budget.wanted, "passed": passed, "where": "all clips",
-        "reason": budget.reason, "line": line,
-    }  # fmt: skip
-
-
-def _agreement(agreement: Agreement) -> Json:
-    return {
-        "total": agreement.codes,
-        "differ": agreement.differ,
-        "ties": agreement.ties,
-        "follow": agreement.follow,
-        "equal_percent": level(100 * agreement.equal),
-        "apart_from_ties_percent": level(100 * agreement.apart_from_ties),
-        "per_codebook_percent": [level(100 * value) for value in agreement.per_codebook],
-    }
-
-
-def _difference(comparison: Difference) -> Json:
-    return {
-        "snr_db": level(comparison.snr_db),
-        "cosine": comparison.cosine,
-        "max_abs": level(comparison.max_abs),
-    }
-
-
-def _level(value: float | str) -> float:
-    """Back from the report's words."""
-    return {"exact": float("inf"), "lost": float("-inf")}[value] if isinstance(value, str) else value

@@ -6,20 +6,18 @@ mode and fits a phone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 import numpy as np
 
 from mimi_export import __version__
 from mimi_export.contract.decibels import decibels
-from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.checks import STATE_DB, computation_order
 from mimi_export.parity.metrics import Audio
-from mimi_export.parity.reports import charts
-from mimi_export.parity.reports import html_parts as h
-from mimi_export.parity.reports import markdown as report_md
-from mimi_export.parity.results import METRIC_WORDS, ClipResult, ParityRun, VariantReport, number
+from mimi_export.parity.reports import charts, tables
+from mimi_export.parity.reports.tables import Table
+from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
 from mimi_export.parity.spectra import spectrogram
 
 TOP_DB = 140.0  # of the error plots; what is exact is drawn there
@@ -29,6 +27,10 @@ CURVES = {
     "decoder": "Decoder, from the reference's codes",
     "end_to_end": "End to end, from the variant's own codes",
 }
+CODE_COLOURS = (("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie"))
+
+Found = Sequence[tuple[VariantReport, ClipResult]]
+Signals = list[tuple[str, Audio]]
 
 
 def to_text(run: ParityRun) -> str:
@@ -36,237 +38,184 @@ def to_text(run: ParityRun) -> str:
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     parts = [_verdict(run)]
     if run.reports:
-        parts += [
-            _variants(run),
-            _checks(run),
-            _published(run),
-            *_clips(run),
-            _states(run),
-            _all_clips(run),
-            _footer(run),
-        ]
-    title = f"Parity: {report_md.verdict(run)}"
+        sections = (tables.quality(run), tables.cost(run), tables.budgets(run), tables.published(run))
+        parts += [*map(_section, sections), *_clips(run), _states(run), _section(tables.clips(run)), _footer(run)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{h.text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>Parity: {_text(tables.verdict(run))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
 def _verdict(run: ParityRun) -> str:
-    good = run.passed
-    problems = [*run.missed]
-    problems += [f"{report.name}: {item.line}" for report in run.reports for item in report.explanations]
-    problems += [f"could not measure {item.directory}: {item.reason}" for item in run.not_measured]
-    items = "".join(f"<li>{h.text(line)}</li>" for line in problems)
-    words = "Every budget is met." if good else "What is wrong, and where:"
+    items = "".join(f"<li>{_text(line)}</li>" for line in tables.problems(run))
+    words = "Every budget is met." if run.passed else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
     return (
-        f'<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n<div class="verdict {h.tone(good)}">'
-        f"<strong>{h.text(report_md.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
+        "<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n"
+        f'<div class="verdict {"good" if run.passed else "bad"}">'
+        f"<strong>{_text(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
     )
 
 
-def _variants(run: ParityRun) -> str:
-    rows = []
-    for report in run.reports:
-        cells = [h.text(cell) for cell in report_md.quality_row(report)]
-        cells[0] = f"<b>{cells[0]}</b>"
-        cells[1] = h.pill(report.passed, "pass", "fail")
-        rows.append(cells)
-    first = run.reports[0].clips[0]
-    return (
-        "<h2>Variants</h2><p>Levels are signal-to-noise ratios against untouched batch PyTorch on the clip "
-        f"<code>{h.text(first.name)}</code>; more is better, float rounding alone leaves 110 to 130 dB. Codes are of "
-        "all clips and all ways to call; ties are entries that rounding cannot tell apart (and what follows from "
-        "them).</p>"
-        + h.table(report_md.QUALITY_COLUMNS, rows)
-        + '<p class="gap">Speed: one stream, one thread, as this machine was busy at the time.</p>'
-        + h.table(
-            report_md.COST_COLUMNS,
-            [[h.text(cell) for cell in report_md.cost_row(report)] for report in run.reports],
-        )
-    )
+def _section(table: Table) -> str:
+    note = f"<p>{_text(table.note)}</p>" if table.note else ""
+    return f"<h2>{_text(table.title)}</h2>{note}{_grid(table)}"
 
 
-def _checks(run: ParityRun) -> str:
-    rows = []
-    for report in run.reports:
-        for check in sorted(report.checks, key=lambda check: check.passed):
-            words, unit = METRIC_WORDS[check.metric]
-            rows.append([
-                h.text(report.name),
-                h.pill(check.passed, "met", "missed"),
-                h.text(words),
-                f"{check.got_text} {unit}",
-                f"{h.text(check.wanted)} {unit}",
-                f'<span class="note">{h.text(h.sentence(check.where))} {h.text(h.sentence(check.reason))}</span>',
-            ])  # fmt: skip
-    return "<h2>Budgets</h2>" + h.table(
-        ("variant", "", "what", "got", "wanted", "where, and why this number"), rows, why=5
-    )
+def _grid(table: Table) -> str:
+    """A table; one with a column of sentences becomes a list on a narrow screen."""
+    why = table.text_column
+    left = [' class="why"' if why and index == why else "" for index in range(len(table.columns))]
+    head = "".join(f"<th{side}>{_text(column)}</th>" for side, column in zip(left, table.columns, strict=True))
+    body = ""
+    for row in table.rows:
+        cells = (f"<td{side}>{_cell(cell)}</td>" for side, cell in zip(left, row, strict=True))
+        body += f"<tr>{''.join(cells)}</tr>"
+    kind = ' class="stack"' if why else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _published(run: ParityRun) -> str:
-    rows = [[h.text(cell) for cell in row] for row in report_md.published_rows(run)]
-    return (
-        "<h2>Streaming against batch, 3 s</h2><p>The table of the public models' card, and the same on the first "
-        "3 seconds of our first clip.</p>" + h.table(report_md.PUBLISHED_COLUMNS, rows)
-    )
+def _cell(text: str) -> str:
+    """A cell, coloured where it is a verdict."""
+    tone = "good" if text in tables.GOOD else "bad" if text in tables.BAD or text.endswith(tables.WEAK) else ""
+    return f'<span class="pill {tone}">{_text(text)}</span>' if tone else _text(text)
 
 
-def _clips(run: ParityRun) -> list[str]:
+def _clips(run: ParityRun) -> Iterator[str]:
     """Pictures and players of each clip, the first one open."""
-    parts = ["<h2>See and hear</h2>"]
+    yield "<h2>See and hear</h2>"
+    rate = run.reports[0].manifest.geometry.sampling_rate
     for index, first in enumerate(run.reports[0].clips):
         found = [(report, clip) for report in run.reports for clip in report.clips if clip.name == first.name]
-        rate = run.reports[0].manifest.geometry.sampling_rate
-        seconds = f"{first.num_samples / rate:.2f} s"
-        shown = len(first.excerpt.original) / rate
-        detail = f"{seconds}, {first.num_frames} frames" + (
-            "" if shown >= first.num_samples / rate else f"; heard: {shown:g} s"
+        seconds, shown = first.num_samples / rate, len(first.excerpt.original) / rate
+        heard = "" if shown >= seconds else f"; heard: {shown:g} s"
+        signals = _signals(found)
+        body = "".join(
+            (_listen(signals, rate), _waves(found, shown), _spectra(signals, rate), _errors(found), _heat(found))
         )
-        body = _listen(found, rate) + _waves(found, shown) + _spectra(found, rate) + _errors(found) + _heat(found)
-        is_open = " open" if index == 0 else ""
-        parts.append(f"<details{is_open}><summary>{h.text(first.name)}<span>{detail}</span></summary>{body}</details>")
-    return parts
+        yield (
+            f"<details{' open' if index == 0 else ''}><summary>{_text(first.name)}"
+            f"<span>{seconds:.2f} s, {first.num_frames} frames{heard}</span></summary>{body}</details>"
+        )
 
 
-Found = Sequence[tuple[VariantReport, ClipResult]]
+def _signals(found: Found) -> Signals:
+    """The original, PyTorch's reconstruction for each number of codebooks, and each variant's."""
+    references: dict[str, Audio] = {}
+    for report, clip in found:
+        references.setdefault(f"PyTorch, {report.manifest.shape.num_codebooks} codebooks", clip.excerpt.reference)
+    results = [(report.name, clip.excerpt.result) for report, clip in found]
+    return [("Original", found[0][1].excerpt.original), *references.items(), *results]
 
 
-def _listen(found: Found, rate: int) -> str:
-    players = [("Original", found[0][1].excerpt.original)]
-    for count, clip in _by_codebooks(found).items():
-        players.append((f"PyTorch, {count} codebooks", clip.excerpt.reference))
-    players += [(report.name, clip.excerpt.result) for report, clip in found]
-    figures = "".join(
-        f"<figure><figcaption><b>{h.text(name)}</b></figcaption>"
-        f'<audio controls preload="metadata" src="{charts.wav(samples, rate)}"></audio></figure>'
-        for name, samples in players
-    )
-    return f'<h3>Listen</h3><div class="grid2">{figures}</div>'
+def _listen(signals: Signals, rate: int) -> str:
+    players = [
+        _figure(name, "", f'<audio controls preload="metadata" src="{charts.wav(samples, rate)}"></audio>')
+        for name, samples in signals
+    ]
+    return _gallery("Listen", "", players)
 
 
 def _waves(found: Found, seconds: float) -> str:
-    legend = h.legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
-    figures = "".join(
-        f'<figure><figcaption><b>{h.text(report.name)}</b>, end to end</figcaption><div class="plot">'
-        + charts.waveforms(clip.excerpt.original, clip.excerpt.reference, clip.excerpt.result)
-        + f"</div>{h.axis(seconds)}</figure>"
-        for report, clip in found
-    )
-    return f'<h3>Waveforms</h3>{legend}<div class="grid2">{figures}</div>'
+    legend = _legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
+    figures = []
+    for report, clip in found:
+        picture = charts.waveforms(clip.excerpt.original, clip.excerpt.reference, clip.excerpt.result)
+        figures.append(_figure(report.name, ", end to end", _plot(picture, seconds)))
+    return _gallery("Waveforms", legend, figures)
 
 
-def _spectra(found: Found, rate: int) -> str:
-    signals = [("Original", found[0][1].excerpt.original)]
-    signals += [(f"PyTorch, {count} codebooks", clip.excerpt.reference) for count, clip in _by_codebooks(found).items()]
-    signals += [(report.name, clip.excerpt.result) for report, clip in found]
-    figures = "".join(
-        f'<figure><figcaption><b>{h.text(name)}</b></figcaption><div class="plot">'
-        f'<img alt="Log-mel spectrogram of {h.text(name)}" src="{_spectrogram(samples, rate)}"></div>'
-        f"{h.axis(len(samples) / rate)}</figure>"
-        for name, samples in signals
-    )
-    return (
-        f'<h3>Spectrograms</h3><p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p><div class="grid2">{figures}</div>'
-    )
-
-
-def _spectrogram(samples: Audio, rate: int) -> str:
-    return charts.spectrogram_png(spectrogram(samples, rate, charts.COLUMNS))
+def _spectra(signals: Signals, rate: int) -> str:
+    figures = []
+    for name, samples in signals:
+        source = charts.spectrogram_png(spectrogram(samples, rate, charts.COLUMNS))
+        picture = f'<img alt="Log-mel spectrogram of {_text(name)}" src="{source}">'
+        figures.append(_figure(name, "", _plot(picture, len(samples) / rate)))
+    return _gallery("Spectrograms", f"<p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p>", figures)
 
 
 def _errors(found: Found) -> str:
-    legend = h.legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
     ticks = "".join(
         f'<span class="tick" style="top:{100 - 100 * value / TOP_DB:.1f}%">{value:g} dB</span>' for value in GRID_DB
     )
-    figures = ""
+    figures = []
     for what, title in CURVES.items():
-        series = [
-            (index % 8, _curve(clip, what, report.manifest.geometry.frame_rate))
-            for index, (report, clip) in enumerate(found)
-            if what in clip.timeline.energies
-        ]
+        series = [(i % 8, _curve(r, clip, what)) for i, (r, clip) in enumerate(found) if what in clip.timeline.energies]
         if series:
-            figures += f'<figure><figcaption><b>{title}</b></figcaption><div class="plot tall">'
-            figures += charts.lines(series, 0.0, TOP_DB, GRID_DB) + ticks + "</div>"
-            figures += h.axis(found[0][1].num_frames / found[0][0].manifest.geometry.frame_rate) + "</figure>"
-    return (
-        "<h3>Error over time</h3><p>SNR of each second; higher is better, a fall would be drift. What is exact stands "
-        f'at the top.</p>{legend}<div class="grid2">{figures}</div>'
-    )
+            picture = charts.lines(series, 0.0, TOP_DB, GRID_DB) + ticks
+            figures.append(_figure(title, "", _plot(picture, _seconds(*found[0]), "plot tall")))
+    words = "SNR of each second; higher is better, a fall would be drift. What is exact stands at the top."
+    legend = _legend([(f"s{index % 8}", report.name) for index, (report, _) in enumerate(found)])
+    return _gallery("Error over time", f"<p>{words}</p>{legend}", figures)
 
 
-def _curve(clip: ClipResult, what: str, frame_rate: float) -> charts.Array:
+def _curve(report: VariantReport, clip: ClipResult, what: str) -> charts.Array:
     """SNR of each second, or of more where the clip is long."""
     signal, error = clip.timeline.energies[what]
-    spans = min(charts.COLUMNS, max(1, round(len(signal) / frame_rate)))
+    spans = min(charts.COLUMNS, max(1, round(_seconds(report, clip))))
     edges = np.linspace(0, len(signal), spans + 1).astype(int)[:-1]
     sums = zip(np.add.reduceat(signal, edges), np.add.reduceat(error, edges), strict=True)
     return np.array([decibels(float(a), float(b)) for a, b in sums])
 
 
 def _heat(found: Found) -> str:
-    legend = h.legend(
-        (("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie"))
-    )
-    figures = ""
+    figures = []
     for report, clip in found:
         codebooks = len(clip.timeline.verdict)
-        agreement = next(iter(clip.codes.values()))
-        picture = charts.heat_map(clip.timeline.verdict)
-        figures += (
-            f"<figure><figcaption><b>{h.text(report.name)}</b>, {report_md.percent(agreement.equal)} equal; codebook 0 "
-            f'on top, {codebooks - 1} at the bottom</figcaption><div class="plot"><img class="codes" '
-            f'alt="Code agreement of {h.text(report.name)}" style="height:{max(90, 13 * codebooks)}px" src="{picture}">'
-            f"</div>{h.axis(clip.num_frames / report.manifest.geometry.frame_rate)}</figure>"
+        equal = tables.percent(next(iter(clip.codes.values())).equal)
+        picture = (
+            f'<img class="codes" alt="Code agreement of {_text(report.name)}" '
+            f'style="height:{max(90, 13 * codebooks)}px" src="{charts.heat_map(clip.timeline.verdict)}">'
         )
-    return f'<h3>Codes equal to PyTorch\'s, by codebook and time</h3>{legend}<div class="grid2">{figures}</div>'
+        words = f", {equal} equal; codebook 0 on top, {codebooks - 1} at the bottom"
+        figures.append(_figure(report.name, words, _plot(picture, _seconds(report, clip))))
+    return _gallery("Codes equal to PyTorch's, by codebook and time", _legend(CODE_COLOURS), figures)
 
 
 def _states(run: ParityRun) -> str:
-    """States of all variants, a row each, in the order of computation."""
-    parts = [
-        "<h2>States at the end of the stream</h2><p>SNR in dB against the PyTorch step functions after the first clip, "
-        f"in the order of computation. In an exact variant, the first one below {STATE_DB:g} dB is where to look.</p>"
-    ]
-    for kind in GRAPH_KINDS:
-        names = list(dict.fromkeys(name for report in run.reports for name in computation_order(report.manifest, kind)))
-        rows = []
-        for name in names:
-            cells = [f"<code>{h.text(name)}</code>"]
-            for report in run.reports:
-                value = report.states.get(kind, {}).get(name)
-                weak = report.manifest.precision == "fp32" and value is not None and not value >= STATE_DB
-                cells.append(f'<span class="pill bad">{number(value, 1)}</span>' if weak else number(value, 1))
-            rows.append(cells)
-        table = h.table((kind, *(h.text(report.name) for report in run.reports)), rows)
-        parts.append(f"<details><summary>{kind}<span>{len(names)} states</span></summary>{table}</details>")
+    """States of all variants, a row each; those of exact variants are marked where they are weak."""
+    parts = [f"<h2>States at the end of the stream</h2><p>{_text(tables.STATES_NOTE)}</p>"]
+    for table in tables.states(run):
+        parts.append(
+            f"<details><summary>{table.title}<span>{len(table.rows)} states</span></summary>{_grid(table)}</details>"
+        )
     return "".join(parts)
-
-
-def _all_clips(run: ParityRun) -> str:
-    rows = [[h.text(cell) for cell in row] for report in run.reports for row in report_md.clip_rows(report)]
-    return f"<h2>All clips and ways to call</h2><p>{h.text(report_md.DRIFT_NOTE)}</p>" + h.table(
-        report_md.CLIP_COLUMNS, rows
-    )
 
 
 def _footer(run: ParityRun) -> str:
     sources = {f"{r.manifest.source.model} {r.manifest.source.revision or ''}".strip() for r in run.reports}
     tools = ", ".join(f"{name} {version}" for name, version in sorted(run.reports[0].tools.items()))
-    return f"<footer>mimi-export {__version__} · model {h.text(', '.join(sorted(sources)))} · {h.text(tools)}</footer>"
+    return f"<footer>mimi-export {__version__} · model {_text(', '.join(sorted(sources)))} · {_text(tools)}</footer>"
 
 
-def _by_codebooks(found: Found) -> dict[int, ClipResult]:
-    """One clip result for each number of codebooks: PyTorch's reconstruction depends on nothing else."""
-    chosen: dict[int, ClipResult] = {}
-    for report, clip in found:
-        chosen.setdefault(report.manifest.shape.num_codebooks, clip)
-    return chosen
+def _gallery(title: str, head: str, figures: Sequence[str]) -> str:
+    return f'<h3>{_text(title)}</h3>{head}<div class="grid2">{"".join(figures)}</div>'
+
+
+def _figure(name: str, words: str, body: str) -> str:
+    return f"<figure><figcaption><b>{_text(name)}</b>{words}</figcaption>{body}</figure>"
+
+
+def _plot(picture: str, seconds: float, kind: str = "plot") -> str:
+    """A picture over a time axis."""
+    axis = f"<span>0</span><span>{seconds / 2:.3g}</span><span>{seconds:.3g} s</span>"
+    return f'<div class="{kind}">{picture}</div><div class="axis">{axis}</div>'
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Colours (`#rgb` or the name of a variable) with what they mean."""
+    fills = ((colour if colour.startswith("#") else f"var(--{colour})", name) for colour, name in entries)
+    items = "".join(f'<span><i style="background:{fill}"></i>{_text(name)}</span>' for fill, name in fills)
+    return f'<div class="legend">{items}</div>'
+
+
+def _seconds(report: VariantReport, clip: ClipResult) -> float:
+    return clip.num_frames / report.manifest.geometry.frame_rate
+
+
+def _text(words: str) -> str:
+    return html.escape(words)

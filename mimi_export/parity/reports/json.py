@@ -35,9 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from mimi_export import __version__
-from mimi_export.errors import ArtifactError
 from mimi_export.parity.metrics import PUBLISHED_SECONDS, AudioDifference, Difference
-from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
+from mimi_export.parity.results import Check, ClipNumbers, ParityRun, VariantReport
 from mimi_export.parity.ties import Agreement
 
 FORMAT_VERSION = 1
@@ -63,27 +62,6 @@ def to_text(run: ParityRun) -> str:
     return json.dumps(to_dict(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_report(path: Path) -> Json:
-    """A report of this version, as `to_dict` made it.
-
-    Raises:
-        ArtifactError: unreadable, no report, or one of another version.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it with `mimi-export parity`") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no parity report (not valid JSON)") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format_version {version!r}, this program reads {FORMAT_VERSION}; measure again"
-        )
-    found: Json = content
-    return found
-
-
 def level(value: float | None) -> float | str | None:
     """A number as the schema writes it."""
     if value is None or math.isnan(value):
@@ -104,18 +82,7 @@ def _variant(report: VariantReport) -> Json:
         "num_codebooks": manifest.shape.num_codebooks,
         "source": {"model": manifest.source.model, "revision": manifest.source.revision},
         "passed": report.passed,
-        "checks": [
-            {
-                "metric": check.metric,
-                "got": level(check.got),
-                "wanted": check.wanted,
-                "passed": check.passed,
-                "where": check.where,
-                "reason": check.reason,
-                "line": check.line,
-            }
-            for check in report.checks
-        ],
+        "checks": [check_record(check) for check in report.checks],
         "explanations": [
             {
                 "graph": item.kind,
@@ -132,7 +99,7 @@ def _variant(report: VariantReport) -> Json:
             name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in sorted(manifest.files.items())
         },
         "bitrate": report.bitrate,
-        "codes": _agreement(report.codes),
+        "codes": agreement_record(report.codes),
         "timing": {
             **{
                 kind: {"median_ms": level(timing.median_ms), "p95_ms": level(timing.p95_ms)}
@@ -143,26 +110,27 @@ def _variant(report: VariantReport) -> Json:
         "states": {kind: {name: level(v) for name, v in states.items()} for kind, states in report.states.items()},
         "published": {
             "seconds": min(PUBLISHED_SECONDS, first.num_samples / manifest.geometry.sampling_rate),
-            **{what: _difference(difference) for what, difference in first.first_seconds.items()},
-            "card_streaming": _difference(CARD_STREAMING),
+            **{what: difference_record(difference) for what, difference in first.first_seconds.items()},
+            "card_streaming": difference_record(CARD_STREAMING),
             "card_batch": {"snr_db": CARD_BATCH_DB, "cosine": None, "max_abs": None},
         },
-        "clips": [_clip(clip, manifest.geometry.sampling_rate) for clip in report.clips],
+        "clips": [clip_record(clip, manifest.geometry.sampling_rate) for clip in report.clips],
         "tools": dict(sorted(report.tools.items())),
     }
 
 
-def _clip(clip: ClipResult, sampling_rate: int) -> Json:
+def clip_record(clip: ClipNumbers, sampling_rate: int) -> Json:
+    """One clip."""
     return {
         "name": clip.name,
         "stress": clip.stress,
         "seconds": clip.num_samples / sampling_rate,
         "frames": clip.num_frames,
-        "codes": {way: _agreement(agreement) for way, agreement in clip.codes.items()},
-        "latents": None if clip.latents is None else _difference(clip.latents),
-        "decoder": _difference(clip.decoder),
-        "end_to_end": _difference(clip.end_to_end),
-        "decoder_calls": {way: _difference(difference) for way, difference in clip.decoder_calls.items()},
+        "codes": {way: agreement_record(agreement) for way, agreement in clip.codes.items()},
+        "latents": None if clip.latents is None else difference_record(clip.latents),
+        "decoder": difference_record(clip.decoder),
+        "end_to_end": difference_record(clip.end_to_end),
+        "decoder_calls": {way: difference_record(difference) for way, difference in clip.decoder_calls.items()},
         "drift": {
             what: {"first_db": level(drift.first_db), "last_db": level(drift.last_db)}
             for what, drift in clip.drift.items()
@@ -170,7 +138,21 @@ def _clip(clip: ClipResult, sampling_rate: int) -> Json:
     }
 
 
-def _difference(difference: Difference) -> Json:
+def check_record(check: Check) -> Json:
+    """One budget."""
+    return {
+        "metric": check.metric,
+        "got": level(check.got),
+        "wanted": check.wanted,
+        "passed": check.passed,
+        "where": check.where,
+        "reason": check.reason,
+        "line": check.line,
+    }
+
+
+def difference_record(difference: Difference) -> Json:
+    """A comparison."""
     found = {
         "snr_db": level(difference.snr_db),
         "cosine": None if math.isnan(difference.cosine) else difference.cosine,
@@ -181,7 +163,8 @@ def _difference(difference: Difference) -> Json:
     return found
 
 
-def _agreement(agreement: Agreement) -> Json:
+def agreement_record(agreement: Agreement) -> Json:
+    """A count of equal codes."""
     return {
         "total": agreement.codes,
         "differ": agreement.differ,
