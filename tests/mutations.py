@@ -177,3 +177,142 @@ def other_mutations() -> Iterator[tuple[str, GraphKind, str, Mutation]]:
     yield "encoder: no replicate on the first call", "encoder", "latents", no_replicate
     yield "decoder: bias kept in the overlap", "decoder", "conv_dec_2_state", keep_bias("dec_2")
     yield "encoder: a weight off by 1 %", "encoder", "enc_6", wrong_weight("convs.enc_6.weight")
+
+
+def change_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Mutation:
+    """One initializer holds other numbers."""
+
+    def mutate(model: ir.Model) -> None:
+        initializer = model.graph.initializers[name]
+        array = np.asarray(change(initializer.const_value.numpy().copy()))
+        initializer.const_value = ir.tensor(array, name=name)
+
+    return mutate
+
+
+def scaled(index: int | slice, factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[index] *= array.dtype.type(factor)
+        return array
+
+    return change
+
+
+def swapped_rows(first: int, second: int) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[[first, second]] = array[[second, first]]
+        return array
+
+    return change
+
+
+def search_other_entries(name: str) -> Mutation:
+    """Two entries of a codebook change places for the search, not for what the next level's residual is less by."""
+
+    def mutate(model: ir.Model) -> None:
+        book = model.graph.initializers[name]
+        other = constant(model, swapped_rows(3, 5)(book.const_value.numpy().copy()), "mutation_book")
+        search = next(use for use in book.uses() if use.node.op_type == "Gemm")
+        search.node.replace_input_with(search.idx, other)
+
+    return mutate
+
+
+def through(name: str, build: Callable[[ir.Model, ir.Value], ir.Value]) -> Mutation:
+    """What comes out as `name` goes through more nodes first: `build(model, value)` gives the new one."""
+
+    def mutate(model: ir.Model) -> None:
+        old = value(model, name)
+        output = old.is_graph_output()
+        readers = [] if output else list(old.uses())
+        if output:
+            old.name = f"mutation_{name}"
+        new = build(model, old)
+        new.dtype, new.shape = old.dtype, old.shape
+        if output:
+            new.name = name
+            model.graph.outputs[list(model.graph.outputs).index(old)] = new
+        for use in readers:
+            use.node.replace_input_with(use.idx, new)
+
+    return mutate
+
+
+def times(factor: float) -> Callable[[ir.Model, ir.Value], ir.Value]:
+    dtype = np.int64 if isinstance(factor, int) else np.float32
+    return lambda model, x: insert(
+        model, "Mul", [x, constant(model, np.array(factor, dtype), "mutation_f")], "mutation_x"
+    )
+
+
+def clipped(low: float, high: float) -> Callable[[ir.Model, ir.Value], ir.Value]:
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        bounds = [constant(model, np.array(v, np.float32), f"mutation_{n}") for n, v in (("low", low), ("high", high))]
+        return insert(model, "Clip", [x, *bounds], "mutation_clip")
+
+    return build
+
+
+def squeezed(low: float, high: float) -> Callable[[ir.Model, ir.Value], ir.Value]:
+    """`clipped` by operators that every graph has."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        below = insert(
+            model, "Min", [x, constant(model, np.array(high, np.float32), "mutation_high")], "mutation_below"
+        )
+        return insert(
+            model, "Max", [below, constant(model, np.array(low, np.float32), "mutation_low")], "mutation_both"
+        )
+
+    return build
+
+
+def picked(axis: int, order: list[int]) -> Callable[[ir.Model, ir.Value], ir.Value]:
+    return lambda model, x: insert(
+        model, "Gather", [x, constant(model, np.array(order), "mutation_order")], "mutation_picked", axis=axis
+    )
+
+
+def attribute(op_type: str, **values: object) -> Mutation:
+    """The first node of this operator has other attributes."""
+
+    def mutate(model: ir.Model) -> None:
+        node = next(node for node in model.graph if node.op_type == op_type)
+        for name, given in values.items():
+            node.attributes[name] = ir.convenience.convert_attribute(name, given)
+
+    return mutate
+
+
+def half_softmax(model: ir.Model) -> None:
+    """Attention weights in half precision."""
+    node = next(node for node in model.graph if node.op_type == "Softmax")
+    half = insert(model, "Cast", [node.inputs[0]], "mutation_half", to=int(ir.DataType.FLOAT16))
+    weights = node.outputs[0]
+    node.replace_input_with(0, half)
+    wide = insert(model, "Cast", [weights], "mutation_wide", to=int(ir.DataType.FLOAT))
+    redirect(weights, wide, wide.producer())
+
+
+def extra_input(model: ir.Model) -> None:
+    """An input that has a default, so that no client notices it."""
+    gain = constant(model, np.array([1.0], np.float32), "gain")
+    model.graph.inputs.append(gain)
+    through(model.graph.outputs[0].name, lambda model, x: insert(model, "Mul", [x, gain], "mutation_gain"))(model)
+
+
+def unused_input(model: ir.Model) -> None:
+    """A state that is handed on wrongly from nothing: its input is not read."""
+    past = value(model, "past_key_1")
+    other = value(model, "past_key_0")
+    redirect(past, other)
+
+
+def other_outputs(model: ir.Model) -> None:
+    """Two states of one shape change places in the list of outputs."""
+    names = [v.name for v in model.graph.outputs]
+    a, b = names.index("present_key_0"), names.index("present_key_1")
+    outputs = list(model.graph.outputs)
+    outputs[a], outputs[b] = outputs[b], outputs[a]
+    del model.graph.outputs[:]
+    model.graph.outputs.extend(outputs)

@@ -40,6 +40,8 @@ Metric = Literal["code_agreement_percent", "code_tie_percent", "latent_snr_db", 
 METRICS: dict[Metric, str] = {
     "code_agreement_percent": "codes equal to the reference's, ties apart, in percent",
     "code_tie_percent": "codes that differ where two entries are equally near within rounding, in percent",
+    "codebook_agreement_percent": "codes equal to the reference's in the codebook where fewest are, in percent",
+    "search_agreement_percent": "codes that an exact search of the graph's own latents gives, ties apart, in percent",
     "latent_snr_db": "latents before the quantiser against the reference's, in dB",
     "decoder_snr_db": "audio decoded from the reference's codes against the reference's audio, in dB",
     "end_to_end_snr_db": "audio encoded and decoded against the reference's, in dB",

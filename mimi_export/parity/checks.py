@@ -6,31 +6,44 @@ codes hold for speech and music, not for clips marked `stress`.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.recipes import Budget, Variant
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.parity.results import Check, ClipNumbers, VariantReport, number
-from mimi_export.parity.ties import Agreement
+from mimi_export.parity.ties import DIFFERS, Agreement
 
 EXACT = "fp32"
 STATE_DB = 90.0
+NOT_MEASURED = "not measured: the graph does not name its latents"
 STATE_REASON = "rounding leaves more than 110 dB in every state; one that is lost, swapped or shifted has 40 dB or less"
+FAULT_REASON = "what is in the files can be known without a tolerance but that of the recorded rounding"
 
 _EXACT_REASON = "a stream computes what the batch computes; only rounding may differ"
+_SEARCH = Budget(
+    "search_agreement_percent", 100.0, None, "the search is exact, whatever the precision of what comes before it"
+)
 DEFAULT_BUDGETS: dict[str, tuple[Budget, ...]] = {
     EXACT: (
+        _SEARCH,
         Budget("code_agreement_percent", 100.0, None, _EXACT_REASON),
         Budget("code_tie_percent", None, 0.1, "rounding decides about one frame in 500"),
         Budget("decoder_snr_db", 110.0, None, _EXACT_REASON),
     ),
     "fp16": (
+        _SEARCH,
+        Budget("codebook_agreement_percent", 90.0, None, "a rounded weight flips one code in 70, more in later levels"),
         Budget("latent_snr_db", 60.0, None, "weights rounded to 11 bits leave 61 to 63 dB"),
         Budget("decoder_snr_db", 60.0, None, "weights rounded to 11 bits leave 61 to 63 dB"),
     ),
     "int8": (
+        _SEARCH,
+        Budget("codebook_agreement_percent", 40.0, None, "8-bit weights leave 80 % of codes, fewer in later levels"),
         Budget("latent_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
         Budget("decoder_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
     ),
@@ -41,7 +54,7 @@ def budgets_for(manifest: Manifest, variants: Mapping[str, Variant]) -> tuple[Bu
     """The budgets of the configuration of the same name, else those of the precision; none for unknown ones."""
     if manifest.name in variants and variants[manifest.name].budgets:
         return variants[manifest.name].budgets
-    return DEFAULT_BUDGETS.get(manifest.precision.partition("-")[0], ())
+    return DEFAULT_BUDGETS.get(manifest.precision, ())
 
 
 def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
@@ -51,7 +64,7 @@ def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
     checks = check_budgets(clips, budgets)
     if exact:
         checks.append(_state_check(report))
-    return checks
+    return checks + [_fault_check(metric, lines) for metric, lines in report.faults.items()]
 
 
 def check_budgets(clips: Sequence[ClipNumbers], budgets: Sequence[Budget]) -> list[Check]:
@@ -80,17 +93,31 @@ def computation_order(manifest: Manifest, kind: str) -> list[str]:
     return [*convs[:middle], *others, *convs[middle:]]
 
 
+def _total(counts: Iterable[Iterable[Agreement]]) -> Agreement:
+    total = Agreement()
+    for agreement in itertools.chain.from_iterable(counts):
+        total.add(agreement)
+    return total
+
+
 def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
     if metric in ("code_agreement_percent", "code_tie_percent"):
-        total = Agreement()
-        for clip in clips:
-            for agreement in clip.codes.values():
-                total.add(agreement)
+        total = _total(clip.codes.values() for clip in clips)
         if metric == "code_agreement_percent":
             return 100 * total.apart_from_ties, f"{total.differ} of {total.codes} codes differ without being ties"
         # one tie in a short clip is more than 0.1 % and proves nothing
         percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
         return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
+    if metric == "codebook_agreement_percent":
+        shares = _total(clip.codes.values() for clip in clips).per_codebook
+        worst = int(np.argmin(shares))
+        return 100 * shares[worst], f"codebook {worst}"
+    if metric == "search_agreement_percent":
+        total = _total([clip.searched] if clip.searched else [] for clip in clips)
+        if not total.codes:
+            return math.nan, NOT_MEASURED
+        wrong = total.counts[:, DIFFERS]
+        return 100 * total.apart_from_ties, f"{total.differ} of {total.codes}, most in codebook {int(np.argmax(wrong))}"
     getters: dict[str, Callable[[ClipNumbers], list[float]]] = {
         "latent_snr_db": lambda clip: [clip.latents.snr_db] if clip.latents else [],
         "decoder_snr_db": lambda clip: [clip.decoder.snr_db, *(call.snr_db for call in clip.decoder_calls.values())],
@@ -98,9 +125,15 @@ def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
     }
     values = [(value, clip.name) for clip in clips for value in getters[metric](clip)]
     if not values:
-        return math.nan, "not measured: the graph does not name its latents"
+        return math.nan, NOT_MEASURED
     value, name = min(values)
     return value, f"worst clip {name}"
+
+
+def _fault_check(metric: str, lines: Sequence[str]) -> Check:
+    more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+    where = f"{lines[0]}{more}" if lines else "all of them looked at"
+    return Check(metric, len(lines), "at most 0", not lines, where, FAULT_REASON)
 
 
 def _state_check(report: VariantReport) -> Check:

@@ -47,7 +47,7 @@ States = dict[str, Array]
 
 def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> list[Explanation]:
     """The first difference of each graph; a graph without one is not in the list."""
-    limit = LIMITS.get(artifact.manifest.precision.partition("-")[0], 60.0)
+    limit = LIMITS.get(artifact.manifest.precision, 60.0)
     found = []
     for kind in GRAPH_KINDS:
         graph = artifact.spec(kind)

@@ -22,6 +22,8 @@ from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.model.graphs import streaming_graph
+from mimi_export.parity.audit import audit_files, audit_weights, load_model
 from mimi_export.parity.clips import Clip, clips_from_arrays
 from mimi_export.parity.explain import TappedGraph
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies, snr_db
@@ -35,13 +37,16 @@ from mimi_export.parity.results import (
     Timing,
     VariantReport,
 )
-from mimi_export.parity.ties import Agreement, judge_codes
+from mimi_export.parity.stored import constants, stored_quantizers, stored_weights
+from mimi_export.parity.ties import LATENTS_DB, Agreement, ResidualQuantizer, judge_codes, search
 from mimi_export.runtime import Codec, DecoderStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
 LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 EXCERPT_SECONDS = 12.0
+# How exactly a graph knows the projection of its own latents: in float32, or by 16-bit activations.
+PROJECTED_DB = {"fp32": LATENTS_DB, "fp16": LATENTS_DB, "int8": 60.0}
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
@@ -90,10 +95,11 @@ class _Measurement:
 
     def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
         self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
-        self.reference = reference
+        self.reference, self._progress = reference, progress
+        self.own_quantizers: list[ResidualQuantizer] = []
         self.codec = Codec(artifact)
+        self.faults = self._audit()
         self.num_codebooks = artifact.manifest.shape.num_codebooks
-        self._progress = progress
 
     def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
         fixed = self.manifest.shape.frames_per_call
@@ -117,9 +123,22 @@ class _Measurement:
                 timing = run.timing()
                 states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
         sizes = {entry: file.bytes for entry, file in self.manifest.files.items()}
+        tools = _machine(self.manifest.tools)
         return VariantReport(
-            name, str(self.artifact.path), self.manifest, results, states, timing, sizes, _machine(self.manifest.tools)
+            name, str(self.artifact.path), self.manifest, results, states, timing, sizes, tools, self.faults
         )
+
+    def _audit(self) -> dict[str, list[str]]:
+        """Faults that can be seen without running anything; learns the quantisers that the encoder's file stores."""
+        self._progress(f"{self.manifest.name}: files and weights")
+        models = {kind: load_model(self.artifact, kind) for kind in GRAPH_KINDS}
+        weights = []
+        for kind in GRAPH_KINDS:
+            module = streaming_graph(self.reference.checkpoint, self.artifact.spec(kind))
+            weights += audit_weights(self.artifact, kind, models[kind], module)
+            if kind == "encoder":
+                self.own_quantizers = stored_quantizers(stored_weights(constants(models[kind]), module.state_dict()))
+        return {"file_faults": audit_files(self.artifact, models), "weight_faults": weights}
 
     def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
         """The verdict on one call's codes `[K, T]`."""
@@ -131,17 +150,25 @@ class _Measurement:
         return {state.name: _state_snr(right[state.name], found[state.name]) for state in graph.states}
 
     def _latents(self, truth: ReferenceClip, result: ClipResult) -> Difference | None:
-        """Compare the latents inside the encoder, where the file still names them; notes energies per frame."""
+        """Compare the latents inside the encoder, where the file still names them; notes energies per frame.
+
+        Beside them, the codes are compared with an exact search of the graph's own latents in its own codebooks.
+        """
         graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=("latents",))
         if not graph.taps:
             return None
-        states, comparison, energies = graph.initial_states(), Comparison(), Energies()
+        states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
+        exactly = PROJECTED_DB.get(self.manifest.precision, 0.0)
         for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
-            _, states, taps = graph.step(graph_input(call, graph.spec), states)
-            latents = taps["latents"][0].T[:, : call.codes.shape[1]]
+            codes, states, taps = graph.step(graph_input(call, graph.spec), states)
+            latents, codes = (array[..., : call.codes.shape[1]] for array in (taps["latents"][0].T, codes[0]))
+            if self.own_quantizers:
+                nearest = search(self.own_quantizers, latents, self.num_codebooks)
+                searched.push(judge_codes(self.own_quantizers, latents, nearest, codes, exactly))
             comparison.push(call.latents, latents)
             energies.push(call.latents.T, latents.T)
         result.timeline.energies["latents"] = energies.arrays()
+        result.searched = searched if searched.codes else None
         return comparison.difference
 
 

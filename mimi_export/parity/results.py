@@ -28,6 +28,10 @@ METRIC_WORDS = {
     "decoder_snr_db": ("decoder SNR", "dB"),
     "end_to_end_snr_db": ("end-to-end SNR", "dB"),
     "state_snr_db": ("states SNR", "dB"),
+    "codebook_agreement_percent": ("equal codes of the worst codebook", "%"),
+    "search_agreement_percent": ("codes that are the nearest to the graph's own latents, ties apart", "%"),
+    "file_faults": ("faults of the files", ""),
+    "weight_faults": ("weights that are not the checkpoint's", ""),
 }
 
 
@@ -53,19 +57,26 @@ class Check:
 
     @property
     def got_text(self) -> str:
-        """`got` in words, with as many digits as it takes to differ from a whole number."""
+        """`got` in words with its unit, and as many digits as it takes to differ from a whole number."""
+        unit = METRIC_WORDS[self.metric][1]
+        if not unit:
+            return f"{self.got:g}"
         for digits in range(2, 6):
             text = number(self.got, digits)
             if not math.isfinite(self.got) or float(text) == self.got or float(text) != round(self.got):
                 break
-        return text
+        return f"{text} {unit}"
 
     @property
     def line(self) -> str:
         """Which, got and wanted, on one line."""
-        words, unit = METRIC_WORDS[self.metric]
         verdict = "ok" if self.passed else "MISSED"
-        return f"{verdict}: {words} {self.got_text} {unit}, wanted {self.wanted} {unit} ({self.where})"
+        return f"{verdict}: {METRIC_WORDS[self.metric][0]} {self.got_text}, wanted {self.wanted_text} ({self.where})"
+
+    @property
+    def wanted_text(self) -> str:
+        """`wanted` with its unit."""
+        return f"{self.wanted} {METRIC_WORDS[self.metric][1]}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ class Excerpt:
 class ClipNumbers:
     """What is measured on one clip, whole or as a stream.
 
-    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`, `all`).
+    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`, `all`). `searched` judges
+    the codes by an exact search of the graph's own latents in its own codebooks.
     """
 
     name: str
@@ -141,6 +153,7 @@ class ClipNumbers:
     decoder: Difference
     end_to_end: Difference
     drift: dict[str, Drift] = field(default_factory=dict)
+    searched: Agreement | None = None
 
 
 @dataclass(kw_only=True)
@@ -167,7 +180,8 @@ class VariantReport:
     """Everything measured on one variant.
 
     `states`: SNR of each state at the end of the first clip against the PyTorch step functions, in the order of
-    the graph's states. `timing` is by graph, at one frame a call (or what the graph is fixed to).
+    the graph's states. `timing` is by graph, at one frame a call (or what the graph is fixed to). `faults` are lines
+    by metric (`file_faults`, `weight_faults`), each beginning with the place.
     """
 
     name: str
@@ -178,6 +192,7 @@ class VariantReport:
     timing: dict[GraphKind, Timing]
     sizes: dict[str, int]
     tools: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     explanations: list[Explanation] = field(default_factory=list)
 

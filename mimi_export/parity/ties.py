@@ -44,7 +44,11 @@ class ResidualQuantizer:
 
 
 def judge_codes(
-    quantizers: Sequence[ResidualQuantizer], latents: npt.NDArray[Any], reference: Codes, codes: Codes
+    quantizers: Sequence[ResidualQuantizer],
+    latents: npt.NDArray[Any],
+    reference: Codes,
+    codes: Codes,
+    latents_db: float = LATENTS_DB,
 ) -> npt.NDArray[np.uint8]:
     """The verdict on each code, `EQUAL`, `TIE`, `FOLLOWS` or `DIFFERS`.
 
@@ -53,6 +57,7 @@ def judge_codes(
         latents: the reference's, `[hidden, frames]`.
         reference: `[K, frames]`; may end inside the last quantiser.
         codes: what the graph gave, `[K, frames]`.
+        latents_db: how exactly the graph knows the projected latents.
     """
     verdict = np.where(reference == codes, EQUAL, DIFFERS).astype(np.uint8)
     for frame in np.flatnonzero(verdict.any(axis=0)):
@@ -65,14 +70,30 @@ def judge_codes(
                 continue
             level = int(wrong[0])
             vector = latents[:, frame].astype(np.float64)
-            if _is_tie(quantizer, vector, reference[levels, frame], level, int(codes[levels.start + level, frame])):
+            got = int(codes[levels.start + level, frame])
+            if _is_tie(quantizer, vector, reference[levels, frame], level, got, 10 ** (-latents_db / 20)):
                 later = levels.start + wrong
                 verdict[later, frame] = FOLLOWS
                 verdict[later[0], frame] = TIE
     return verdict
 
 
-def _is_tie(quantizer: ResidualQuantizer, latents: Floats, reference: Codes, level: int, got: int) -> bool:
+def search(quantizers: Sequence[ResidualQuantizer], latents: npt.NDArray[Any], num_codebooks: int) -> Codes:
+    """The nearest entries in float64, level by level: `[hidden, frames]` to `[K, frames]`."""
+    codes: list[Codes] = []
+    for quantizer in quantizers:
+        residual = latents.astype(np.float64)
+        residual = (residual if quantizer.projection is None else quantizer.projection @ residual).T
+        for book in quantizer.codebooks[: num_codebooks - len(codes)]:
+            code = (residual @ book.T - 0.5 * np.square(book).sum(axis=1)).argmax(axis=1)
+            residual = residual - book[code]
+            codes.append(code)
+    return np.stack(codes)
+
+
+def _is_tie(
+    quantizer: ResidualQuantizer, latents: Floats, reference: Codes, level: int, got: int, inexact: float
+) -> bool:
     """Whether `got` instead of the reference's code at `level` is within the bound of this module's docstring."""
     projected = latents if quantizer.projection is None else quantizer.projection @ latents
     residual = projected.copy()
@@ -84,7 +105,7 @@ def _is_tie(quantizer: ResidualQuantizer, latents: Floats, reference: Codes, lev
     taken, other = book[reference[level]], book[got]
     gap = float(np.sum((residual - other) ** 2) - np.sum((residual - taken) ** 2))
     norm = np.linalg.norm
-    shift = 10 ** (-LATENTS_DB / 20) * norm(projected)
+    shift = inexact * norm(projected)
     reach = float(norm(residual) + max(norm(taken), norm(other)))
     rounding = 2 * np.sqrt(len(residual)) * UNIT_ROUNDOFF * reach**2
     return bool(abs(gap) <= 2 * shift * norm(other - taken) + 2 * rounding)

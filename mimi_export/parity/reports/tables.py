@@ -110,10 +110,10 @@ def budgets(run: ParityRun) -> Table:
     rows = []
     for report in run.reports:
         for check in sorted(report.checks, key=lambda check: check.passed):
-            words, unit = METRIC_WORDS[check.metric]
+            words, _ = METRIC_WORDS[check.metric]
             why = f"{_sentence(check.where)} {_sentence(check.reason)}"
-            got, wanted = f"{check.got_text} {unit}", f"{check.wanted} {unit}"
-            rows.append([report.name, "met" if check.passed else "missed", words, got, wanted, why])
+            verdict = "met" if check.passed else "missed"
+            rows.append([report.name, verdict, words, check.got_text, check.wanted_text, why])
     columns = ("variant", "", "what", "got", "wanted", "where, and why this number")
     return Table("Budgets", columns, rows, text_column=5)
 

@@ -1,0 +1,243 @@
+"""What can be seen in the files of a variant without running them: the interface, the operators, every weight.
+
+A clip uses a few hundred of two thousand codebook entries and hides a scale that is off by 2 % in the rounding of the
+rest; here every number is accounted for. Weights are compared with those of the step functions, which take them from
+the checkpoint by name:
+
+    float32      bit for bit
+    float16      bit for bit with the nearest float16
+    int8, uint8  each within half a step of its scale, but for those clipped at the last code
+
+A matrix whose integers were chosen by another criterion than the nearest one (its pass records `rounding`) may be
+further off number by number, but each output must keep its scale: the factor that fits best is 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto
+
+from mimi_export.contract.directory import Artifact, metadata_props
+from mimi_export.contract.manifest import STATE_SPEC_NAME
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, state_spec_text
+from mimi_export.errors import GraphError
+from mimi_export.model.graphs import StreamingGraph
+from mimi_export.parity.stored import SCALES, ZERO_POINT, StoredWeight, constants, stored_weights
+
+PRECISIONS = {"fp32": ("float32",), "fp16": ("float32", "float16"), "int8": ("float32", "float16", "int8", "uint8")}
+OLDEST_OPSET = 17  # LayerNormalization
+SMALL = 64  # numbers that a constant without a name of its own may have: positions, frequencies of a head's channels
+LAST_CODE = 127
+HALF_STEP = 0.505  # half a step, and the rounding of the division
+GAIN = 0.01  # by which the factor that fits an output best may differ from 1
+
+DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+OPERATORS = """
+    Abs Add And ArgMax Cast Clip Concat Constant Conv ConvTranspose Cos Div Equal Exp Expand Gather Gelu Gemm Greater
+    GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max Min Mod Mul Neg Not Or Pad Range ReduceSum
+    Reshape ScatterND Shape Sin Slice Softmax Split Squeeze Sub Tile Transpose Unsqueeze Where
+"""
+INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear"
+TARGETS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL)  # of a Cast
+
+Array = npt.NDArray[Any]
+
+
+def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:
+    """A graph file without running it; `GraphError` where it is no ONNX graph."""
+    path = artifact.graph_path(kind)
+    try:
+        return onnx.load(path)
+    except (DecodeError, OSError, ValueError) as error:
+        raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
+
+
+def audit_files(artifact: Artifact, models: Mapping[GraphKind, onnx.ModelProto]) -> list[str]:
+    """What is wrong with the files as files, the first first: each line begins with the place."""
+    graphs = (fault for kind in GRAPH_KINDS for fault in _graph_faults(artifact, kind, models[kind]))
+    return [*_directory_faults(artifact), *graphs]
+
+
+def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, module: StreamingGraph) -> list[str]:
+    """Every number of a file that is not the checkpoint's, weight by weight.
+
+    Args:
+        artifact: the variant.
+        kind: the graph.
+        model: its file.
+        module: the step functions with the checkpoint's weights.
+    """
+    arrays = constants(model)
+    expected = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    weights = stored_weights(arrays, expected)
+    parameters = dict(module.named_parameters())
+    precision = artifact.manifest.precision
+    nearest = all(record.get("rounding", "nearest") == "nearest" for record in artifact.manifest.conversion)
+    faults: list[str] = []
+    for name, wanted in expected.items():
+        if name not in weights:
+            if name in parameters:
+                faults.append(f"{name} is not in the file")
+            continue
+        fault = _weight_fault(name, weights[name], _offsets(name, wanted, weights), precision, nearest)
+        if fault:
+            faults.append(f"{name} {fault}")
+    if precision != "fp32" and all(weight.dtype == "float32" for weight in weights.values()):
+        faults.append(f"no weight is stored as {precision}, which the manifest says")
+    known = {*expected, *(name + end for name in weights for end in (SCALES, ZERO_POINT))}
+    for name, array in arrays.items():
+        large = array.dtype.kind != "i" and array.size > SMALL
+        if name not in known and large and not any(_equal(array, w) for w in expected.values()):
+            faults.append(f"{name} {list(array.shape)} holds numbers that are no weight of the model")
+    return [f"{kind}: {fault}" for fault in faults]
+
+
+def _weight_fault(name: str, got: StoredWeight, wanted: Array, precision: str, nearest: bool) -> str | None:
+    if got.dtype not in (*PRECISIONS.get(precision, ()), "int64"):
+        return f"is {got.dtype}, which {precision} has not"
+    if got.values.shape != wanted.shape:
+        return f"is {list(got.values.shape)}, expected {list(wanted.shape)}"
+    if got.codes is not None and got.steps is not None:
+        return _rounding_fault(got.codes, got.steps, wanted, nearest)
+    if got.dtype == "float16":
+        with np.errstate(over="ignore", under="ignore"):
+            wanted = wanted.astype(np.float16).astype(np.float32)
+    elif ".offsets." in name and precision == "int8":
+        wrong = ~np.isclose(got.values, wanted, rtol=1e-5)  # of rounded entries
+        return f"is not half the squared length of {_place(wrong)}" if wrong.any() else None
+    wrong = got.values != wanted
+    if not wrong.any():
+        return None
+    place, count = _place(wrong), int(wrong.sum())
+    first = np.unravel_index(int(np.argmax(wrong)), wrong.shape) if wrong.ndim else ()
+    return f"is {got.values[first]:.6g} at {place}, expected {wanted[first]:.6g} ({count} of {wrong.size} differ)"
+
+
+def _rounding_fault(codes: Array, steps: Array, wanted: Array, nearest: bool) -> str | None:
+    """Whether integers are those of `wanted`: each within half a step, or at least each output at its own scale."""
+    if not np.isfinite(steps).all() or (steps <= 0).any():
+        return f"has no positive scale at {_place(~(steps > 0))}"
+    inside = np.abs(codes) < np.abs(codes).max(initial=0)
+    error = np.abs(wanted / steps - codes)
+    if nearest:
+        wrong = inside & (error > HALF_STEP)
+        return f"is {error.max(where=wrong, initial=0):.2f} steps off at {_place(wrong)}" if wrong.any() else None
+    axis = 0 if np.ptp(steps, axis=0).max(initial=0) == 0 else 1  # along which one scale holds
+    kept = np.where(inside, codes, 0).astype(np.float64)
+    power = np.square(kept).sum(axis=axis)
+    gain = np.where(power > 0, (kept * (wanted / steps)).sum(axis=axis) / np.maximum(power, 1), 1.0)
+    spread = np.sqrt(np.square(np.where(inside, wanted / steps - codes, 0)).sum(axis=axis) / np.maximum(power, 1))
+    noise = spread / np.sqrt(codes.shape[axis])
+    off = np.abs(gain - 1)
+    if (off > GAIN + 4 * noise).any():
+        index = int(np.argmax(off - 4 * noise))
+        return f"has the scale of output {index} wrong by a factor of {gain[index]:.3f}"
+    if (spread > 0.25).any():
+        return f"has other numbers in output {int(np.argmax(spread))}: {100 * spread.max():.0f} % of its size away"
+    return None
+
+
+def _offsets(name: str, wanted: Array, weights: Mapping[str, StoredWeight]) -> Array:
+    """Offsets of rounded codebooks are those of the rounded entries."""
+    book = weights.get(name.replace(".offsets.", ".codebooks.")) if ".offsets." in name else None
+    if book is None or book.codes is None:
+        return wanted
+    lengths: Array = (-0.5 * np.square(book.values, dtype=np.float64).sum(axis=1)).astype(np.float32)
+    return lengths
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and np.array_equal(a, b)
+
+
+def _place(wrong: Array) -> str:
+    if not wrong.ndim:
+        return "its only number"
+    return str([int(index) for index in np.unravel_index(int(np.argmax(wrong)), wrong.shape)])
+
+
+def _directory_faults(artifact: Artifact) -> Iterator[str]:
+    manifest = artifact.manifest
+    if manifest.precision not in PRECISIONS:
+        yield f"manifest: precision {manifest.precision!r} is none of {', '.join(PRECISIONS)}"
+    try:
+        text = (artifact.path / STATE_SPEC_NAME).read_text("utf-8")
+    except (OSError, ValueError):
+        text = ""
+    if text != state_spec_text(manifest.geometry, manifest.shape.num_codebooks):
+        yield f"{STATE_SPEC_NAME}: not the list of this model's convolution states"
+
+
+def _graph_faults(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto) -> Iterator[str]:
+    spec, manifest, graph = artifact.spec(kind), artifact.manifest, model.graph
+    for side, tensors, values in (("input", spec.inputs, graph.input), ("output", spec.outputs, graph.output)):
+        names = [value.name for value in values]
+        wanted = [tensor.name for tensor in tensors]
+        if names != wanted:
+            pairs = itertools.zip_longest(names, wanted, fillvalue="nothing")
+            index, (got, right) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            yield f"{kind}: {side} {index} is {got}, expected {right}"
+            continue
+        for tensor, value in zip(tensors, values, strict=True):
+            found = _shape(value)
+            if value.type.tensor_type.elem_type != DTYPES[tensor.dtype] or found != list(tensor.shape):
+                yield f"{kind}: {side} {tensor.name} is {found}, expected {tensor.dtype} {list(tensor.shape)}"
+    read = {name for node in graph.node for name in node.input}
+    yield from (f"{kind}: input {value.name} is not used" for value in graph.input if value.name not in read)
+    for tensor in graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield f"{kind}: {tensor.name} lies in a file of its own, expected everything in {spec.file_name}"
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if set(opsets) - {"", "ai.onnx"} or opsets.get("", opsets.get("ai.onnx", 0)) < OLDEST_OPSET:
+        yield f"{kind}: operator sets {opsets}, expected ONNX's own from {OLDEST_OPSET} on and no other"
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    for key, text in metadata_props(manifest).items():
+        if props.get(key) != text:
+            yield f"{kind}: metadata {key} is {str(props.get(key))[:60]!r}, the manifest says {text[:60]!r}"
+    yield from (f"{kind}: {fault}" for fault in _operator_faults(artifact, model))
+
+
+def _operator_faults(artifact: Artifact, model: onnx.ModelProto) -> Iterator[str]:
+    """Operators, and attributes, that no graph of this kind has."""
+    geometry, precision = artifact.geometry, artifact.manifest.precision
+    allowed = (OPERATORS + INTEGER_OPERATORS if precision == "int8" else OPERATORS).split()
+    counts = Counter(node.op_type for node in model.graph.node)
+    for node in model.graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        place = f"node {node.name or node.output[0]}"
+        if node.domain not in ("", "ai.onnx") or node.op_type not in allowed:
+            yield f"{place}: operator {node.domain + '.' if node.domain else ''}{node.op_type} has no place here"
+        elif any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+            yield f"{place}: {node.op_type} holds a graph of its own"
+        elif node.op_type == "LayerNormalization" and not _near(attributes.get("epsilon", 1e-5), geometry.norm_eps):
+            yield f"{place}: epsilon of LayerNormalization is not {geometry.norm_eps:g}"
+        elif node.op_type == "Gelu" and attributes.get("approximate", b"none") != b"none":
+            yield f"{place}: Gelu is approximated by {attributes['approximate'].decode()}"
+        elif node.op_type == "Cast" and attributes["to"] not in (
+            TensorProto.FLOAT,
+            TensorProto.INT64,
+            TensorProto.BOOL,
+        ):
+            yield f"{place}: numbers are rounded to {TensorProto.DataType.Name(attributes['to'])}"
+        elif node.op_type == "Clip" and len([name for name in node.input[1:] if name]) == 2:
+            yield f"{place}: Clip between two bounds"
+    for operator, each in (("LayerNormalization", 2), ("Gelu", 1)):
+        total = each * geometry.num_hidden_layers
+        if counts[operator] != total:
+            yield f"{counts[operator]} {operator} nodes, expected {total}"
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-6 * b
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
