@@ -316,3 +316,110 @@ def other_outputs(model: ir.Model) -> None:
     outputs[a], outputs[b] = outputs[b], outputs[a]
     del model.graph.outputs[:]
     model.graph.outputs.extend(outputs)
+
+
+Build = Callable[[ir.Model, ir.Value], ir.Value]
+
+
+def number(model: ir.Model, content: float) -> ir.Value:
+    """A constant scalar: int64 for an int, else float32."""
+    array = np.array(content, np.int64 if isinstance(content, int) else np.float32)
+    return constant(model, array, f"mutation_{'i' if isinstance(content, int) else 'f'}{content}_{len(model.graph)}")
+
+
+def chain(model: ir.Model, x: ir.Value, *steps: tuple[str, float | ir.Value]) -> ir.Value:
+    """`x` through operators with two inputs, one after the other: `("Add", 1.0)`."""
+    for op, other in steps:
+        second = other if isinstance(other, ir.Value) else number(model, other)
+        x = insert(model, op, [x, second], f"mutation_{op}_{len(model.graph)}")
+    return x
+
+
+def step_at(model: ir.Model, x: ir.Value, limit: int) -> ir.Value:
+    """1 where an integer is above `limit`, else 0."""
+    return chain(model, x, ("Sub", limit), ("Max", 0), ("Min", 1))
+
+
+def frames_of(model: ir.Model, axis: int) -> ir.Value:
+    """The size of the data input along an axis."""
+    return insert(model, "Shape", [model.graph.inputs[0]], "mutation_size", start=axis, end=axis + 1)
+
+
+def floats(model: ir.Model, x: ir.Value) -> ir.Value:
+    return insert(model, "Cast", [x], f"mutation_float_{len(model.graph)}", to=int(ir.DataType.FLOAT))
+
+
+def first_row(model: ir.Model, x: ir.Value) -> ir.Value:
+    place = len(model.graph)
+    numbers = {"low": 0, "high": 1, "axis": 0}
+    bounds = [constant(model, np.array([n]), f"mutation_{name}_{place}") for name, n in numbers.items()]
+    return insert(model, "Slice", [x, *bounds], f"mutation_first_{place}")
+
+
+def mixed_rows(share: float) -> Build:
+    """Every row gets a share of row 0."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        other = chain(model, first_row(model, x), ("Mul", share))
+        return chain(model, x, ("Mul", 1 - share), ("Add", other))
+
+    return build
+
+
+def less_beyond(axis: int, limit: int, loss: float) -> Build:
+    """Softer where the data input has more than `limit` along an axis."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        beyond = floats(model, step_at(model, frames_of(model, axis), limit))
+        return chain(model, x, ("Mul", chain(model, beyond, ("Mul", -loss), ("Add", 1.0))))
+
+    return build
+
+
+def less_with_fewer(codebooks: int, loss: float) -> Build:
+    """Softer where fewer codebooks are given."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        missing = chain(model, frames_of(model, 1), ("Sub", codebooks))
+        return chain(model, x, ("Mul", chain(model, floats(model, missing), ("Mul", loss), ("Add", 1.0))))
+
+    return build
+
+
+def wrapped(limit: int) -> Build:
+    return lambda model, x: chain(model, x, ("Mod", limit))
+
+
+def stopped(limit: int) -> Build:
+    return lambda model, x: chain(model, x, ("Min", limit))
+
+
+def off_beyond(limit: int) -> Build:
+    return lambda model, x: chain(model, x, ("Add", step_at(model, x, limit)))
+
+
+def loud_is_broken(limit: float) -> Build:
+    """Samples beyond a limit count as silence."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        good = chain(model, insert(model, "Abs", [x], "mutation_abs"), ("Less", limit))
+        return insert(model, "Where", [good, x, number(model, 0.0)], "mutation_where")
+
+    return build
+
+
+def quiet_is_silence(limit: float) -> Build:
+    """A sample below a limit counts as silence."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        good = chain(model, insert(model, "Abs", [x], "mutation_abs"), ("GreaterOrEqual", limit))
+        return insert(model, "Where", [good, x, number(model, 0.0)], "mutation_where")
+
+    return build
+
+
+def no_guard(model: ir.Model) -> None:
+    """NaN goes into the network."""
+    node = next(node for node in model.graph if node.op_type == "Where" and node.inputs[0].producer().op_type == "Less"
+                and node.inputs[0].producer().inputs[0].producer().op_type == "Abs")  # fmt: skip
+    redirect(node.outputs[0], node.inputs[1])

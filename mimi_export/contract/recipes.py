@@ -35,7 +35,10 @@ DEFAULT_MODEL = "kyutai/mimi"
 CONFIG_DIRECTORY = "configs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-Metric = Literal["code_agreement_percent", "code_tie_percent", "latent_snr_db", "decoder_snr_db", "end_to_end_snr_db"]
+Metric = Literal[
+    "code_agreement_percent", "code_tie_percent", "codebook_agreement_percent", "search_agreement_percent",
+    "latent_snr_db", "decoder_snr_db", "end_to_end_snr_db",
+]  # fmt: skip
 # What a budget can limit: the name of the measured number and what it is.
 METRICS: dict[Metric, str] = {
     "code_agreement_percent": "codes equal to the reference's, ties apart, in percent",

@@ -25,8 +25,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
-from mimi_export.contract.directory import Artifact, metadata_props
-from mimi_export.contract.manifest import STATE_SPEC_NAME
+from mimi_export.contract.directory import Artifact
+from mimi_export.contract.manifest import STATE_SPEC_NAME, metadata_props
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, state_spec_text
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph

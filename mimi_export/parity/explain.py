@@ -51,7 +51,7 @@ def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> l
     found = []
     for kind in GRAPH_KINDS:
         graph = artifact.spec(kind)
-        lockstep = _Lockstep(
+        lockstep = Lockstep(
             TappedGraph(artifact.graph_path(kind), graph), streaming_graph(reference.checkpoint, graph), limit
         )
         for frames in (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES:
@@ -62,11 +62,11 @@ def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> l
     return found
 
 
-class _Lockstep:
+class Lockstep:
     """One graph twice: as a file and as step functions."""
 
-    def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float) -> None:
-        self._tapped, self._module, self._limit = tapped, module, limit
+    def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float = 0.0) -> None:
+        self.tapped, self._module, self._limit = tapped, module, limit
         self._graph: GraphSpec = module.graph
         self._unit = module.geometry.frame_size if module.graph.kind == "encoder" else 1
 
@@ -83,21 +83,21 @@ class _Lockstep:
             if frame >= last:
                 break
             data = graph_input(call, self._graph)
-            right, present = self._step(data, states)
-            values, found, taps = self._tapped.step(data, states)
-            got = {**taps, self._graph.data_output.name: values, **_named(found)}
-            agreement = self._compare(right | _named(present), got)
-            for place, value in agreement:
+            right, present = self.step(data, states)
+            values, found, taps = self.tapped.step(data, states)
+            got = {**taps, self._graph.data_output.name: values, **named_present(found)}
+            agreements = self._compare(right | named_present(present), got)
+            for place, value in agreements:
                 if not value >= self._limit:
                     tokens = (frame + call.codes.shape[1]) * geometry.tokens_per_frame
                     cause = self._cause(place, got, data, states, tokens)
-                    return Explanation(self._graph.kind, place, index, frame, value, cause, tuple(agreement))
+                    return Explanation(self._graph.kind, place, index, frame, value, cause, tuple(agreements))
             states = present
             frame += call.codes.shape[1]
         return None
 
     @torch.no_grad()
-    def _step(self, data: Array, states: Mapping[str, Array]) -> tuple[dict[str, Array], States]:
+    def step(self, data: Array, states: Mapping[str, Array]) -> tuple[dict[str, Array], States]:
         """One call of the step functions: taps and data output by name, then the states for the next call."""
         seen: dict[str, torch.Tensor] = {}
         past = [torch.from_numpy(np.ascontiguousarray(states[state.name])) for state in self._graph.states]
@@ -109,12 +109,15 @@ class _Lockstep:
 
     def _compare(self, right: Mapping[str, Array], got: Mapping[str, Array]) -> list[tuple[str, float]]:
         """Agreement at every place that both show: each stage, then the states it hands on, in order."""
+        return [(name, agreement(right[name], got[name])) for name in self.order(right) if name in got]
+
+    def order(self, values: Mapping[str, Array]) -> list[str]:
+        """The places of a call in the order of computation: each stage, then the states that it hands on."""
         order: list[str] = []
-        for name in right:
+        for name in values:
             if not name.startswith("present_"):
                 order += [name, *(f"present_{state}" for state in self._states_of(name))]
-        order += [name for name in right if name not in order]
-        return [(name, _agreement(right[name], got[name])) for name in order if name in got]
+        return order + [name for name in values if name not in order]
 
     def _states_of(self, stage: str) -> list[str]:
         """The states that a stage reads and writes."""
@@ -134,8 +137,8 @@ class _Lockstep:
             zero = " (it is all zero)" if not got[place].any() else ""
             return f"the state {name} is handed on wrong{zero}; what was computed before it is right"
         for text, changed in self._hypotheses(place, states):
-            values, _ = self._step(data, changed)
-            if _agreement(values[place], got[place]) >= self._limit:
+            values, _ = self.step(data, changed)
+            if agreement(values[place], got[place]) >= self._limit:
                 return text
         names = " and ".join(self._states_of(place))
         if place == self._graph.data_output.name and not names:
@@ -169,11 +172,12 @@ class _Lockstep:
                     yield f"the state {name} is read shifted by one", {**states, name: rolled}
 
 
-def _named(states: Mapping[str, Array]) -> dict[str, Array]:
+def named_present(states: Mapping[str, Array]) -> dict[str, Array]:
+    """States under the names of the graph's outputs."""
     return {f"present_{name}": value for name, value in states.items()}
 
 
-def _agreement(right: Array, got: Array) -> float:
+def agreement(right: Array, got: Array) -> float:
     """SNR of two tensors; codes and positions agree wholly or not at all; channels may stand last."""
     if right.shape != got.shape and right.ndim == 3 and right.shape == got.swapaxes(1, 2).shape:
         got = got.swapaxes(1, 2)

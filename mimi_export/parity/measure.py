@@ -22,9 +22,8 @@ from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.model.graphs import streaming_graph
-from mimi_export.parity.audit import audit_files, audit_weights, load_model
 from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.examine import read_files, run_situations
 from mimi_export.parity.explain import TappedGraph
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies, snr_db
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
@@ -33,20 +32,18 @@ from mimi_export.parity.results import (
     ClipResult,
     Drift,
     Excerpt,
+    Outcome,
     Timeline,
     Timing,
     VariantReport,
 )
-from mimi_export.parity.stored import constants, stored_quantizers, stored_weights
-from mimi_export.parity.ties import LATENTS_DB, Agreement, ResidualQuantizer, judge_codes, search
+from mimi_export.parity.ties import Agreement, judge_codes, search
 from mimi_export.runtime import Codec, DecoderStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
 LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 EXCERPT_SECONDS = 12.0
-# How exactly a graph knows the projection of its own latents: in float32, or by 16-bit activations.
-PROJECTED_DB = {"fp32": LATENTS_DB, "fp16": LATENTS_DB, "int8": 60.0}
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
@@ -96,9 +93,9 @@ class _Measurement:
     def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
         self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
         self.reference, self._progress = reference, progress
-        self.own_quantizers: list[ResidualQuantizer] = []
         self.codec = Codec(artifact)
-        self.faults = self._audit()
+        self._progress(f"{self.manifest.name}: files and weights")
+        self.files = read_files(artifact, reference.checkpoint)
         self.num_codebooks = artifact.manifest.shape.num_codebooks
 
     def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
@@ -108,6 +105,7 @@ class _Measurement:
         results = []
         states: dict[GraphKind, dict[str, float]] = {}
         timing: dict[GraphKind, Timing] = {}
+        outcomes: list[Outcome] = []
         for index, clip in enumerate(clips):
             truth = self.reference.clip(clip)
             self._progress(f"{name}: {clip.name}, {ways[0]} frame(s) a call")
@@ -122,23 +120,14 @@ class _Measurement:
             if index == 0:
                 timing = run.timing()
                 states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
+                self._progress(f"{name}: situations that no clip brings")
+                outcomes = run_situations(self.files, self.reference, truth)
         sizes = {entry: file.bytes for entry, file in self.manifest.files.items()}
         tools = _machine(self.manifest.tools)
+        faults = self.files.faults
         return VariantReport(
-            name, str(self.artifact.path), self.manifest, results, states, timing, sizes, tools, self.faults
+            *(name, str(self.artifact.path), self.manifest, results, states, timing, sizes, tools, faults, outcomes)
         )
-
-    def _audit(self) -> dict[str, list[str]]:
-        """Faults that can be seen without running anything; learns the quantisers that the encoder's file stores."""
-        self._progress(f"{self.manifest.name}: files and weights")
-        models = {kind: load_model(self.artifact, kind) for kind in GRAPH_KINDS}
-        weights = []
-        for kind in GRAPH_KINDS:
-            module = streaming_graph(self.reference.checkpoint, self.artifact.spec(kind))
-            weights += audit_weights(self.artifact, kind, models[kind], module)
-            if kind == "encoder":
-                self.own_quantizers = stored_quantizers(stored_weights(constants(models[kind]), module.state_dict()))
-        return {"file_faults": audit_files(self.artifact, models), "weight_faults": weights}
 
     def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
         """The verdict on one call's codes `[K, T]`."""
@@ -158,13 +147,12 @@ class _Measurement:
         if not graph.taps:
             return None
         states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
-        exactly = PROJECTED_DB.get(self.manifest.precision, 0.0)
         for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
             codes, states, taps = graph.step(graph_input(call, graph.spec), states)
             latents, codes = (array[..., : call.codes.shape[1]] for array in (taps["latents"][0].T, codes[0]))
-            if self.own_quantizers:
-                nearest = search(self.own_quantizers, latents, self.num_codebooks)
-                searched.push(judge_codes(self.own_quantizers, latents, nearest, codes, exactly))
+            if self.files.quantizers:
+                nearest = search(self.files.quantizers, latents, self.num_codebooks)
+                searched.push(judge_codes(self.files.quantizers, latents, nearest, codes, self.files.projected_db))
             comparison.push(call.latents, latents)
             energies.push(call.latents.T, latents.T)
         result.timeline.energies["latents"] = energies.arrays()

@@ -31,6 +31,12 @@ METRIC_WORDS = {
     "codebook_agreement_percent": ("equal codes of the worst codebook", "%"),
     "search_agreement_percent": ("codes that are the nearest to the graph's own latents, ties apart", "%"),
     "file_faults": ("faults of the files", ""),
+    "start_db": ("first calls", "dB"),
+    "old_stream_db": ("old streams", "dB"),
+    "rows_db": ("different rows", "dB"),
+    "call_size_db": ("calls of every size", "dB"),
+    "codebooks_db": ("fewer codebooks", "dB"),
+    "level_db": ("loud, quiet and broken sound", "dB"),
     "weight_faults": ("weights that are not the checkpoint's", ""),
 }
 
@@ -175,6 +181,21 @@ class Timing:
     p95_ms: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one of `situations`: the first place below its limit, or else the nearest to it, in dB."""
+
+    metric: str
+    where: str
+    got_db: float
+    limit_db: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every place kept its limit."""
+        return self.got_db >= self.limit_db
+
+
 @dataclass
 class VariantReport:
     """Everything measured on one variant.
@@ -193,6 +214,7 @@ class VariantReport:
     sizes: dict[str, int]
     tools: dict[str, str] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     explanations: list[Explanation] = field(default_factory=list)
 

@@ -1,0 +1,78 @@
+"""What is looked at beside the clips: the files, and the graphs in situations that no clip brings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mimi_export.contract.directory import Artifact
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.model.checkpoint import Checkpoint
+from mimi_export.parity.audit import audit_files, audit_weights, load_model
+from mimi_export.parity.explain import Lockstep, TappedGraph
+from mimi_export.parity.reference import Reference, ReferenceClip
+from mimi_export.parity.results import Outcome
+from mimi_export.parity.situations import CALL_SIZES, Examiner, full_window, situations, turning_steps
+from mimi_export.parity.stored import StoredWeight, constants, step_functions, stored_quantizers, stored_weights
+from mimi_export.parity.ties import LATENTS_DB, ResidualQuantizer
+
+# How exactly a graph knows the projection of its own latents: in float32, or by 16-bit activations.
+PROJECTED_DB = {"fp32": LATENTS_DB, "fp16": LATENTS_DB, "int8": 60.0}
+
+
+@dataclass
+class Files:
+    """What the files of a variant store, and their `faults`: lines by metric, each beginning with the place.
+
+    `quantizers` are those of the encoder, `projected_db` how exactly it knows what they quantise.
+    """
+
+    artifact: Artifact
+    projected_db: float
+    faults: dict[str, list[str]]
+    quantizers: list[ResidualQuantizer] = field(default_factory=list)
+    weights: dict[GraphKind, dict[str, StoredWeight]] = field(default_factory=dict)
+    steps: dict[GraphKind, list[int]] = field(default_factory=dict)
+
+
+def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
+    """Read and audit both graphs; `GraphError` where one is no ONNX file."""
+    models = {kind: load_model(artifact, kind) for kind in GRAPH_KINDS}
+    faults: dict[str, list[str]] = {"file_faults": audit_files(artifact, models), "weight_faults": []}
+    files = Files(artifact, PROJECTED_DB.get(artifact.manifest.precision, 0.0), faults)
+    for kind, model in models.items():
+        module = step_functions(checkpoint, artifact.spec(kind))
+        faults["weight_faults"] += audit_weights(artifact, kind, model, module)
+        arrays = constants(model)
+        files.weights[kind] = stored_weights(arrays, module.state_dict())
+        files.steps[kind] = turning_steps(arrays, artifact.geometry)
+    files.quantizers = stored_quantizers(files.weights["encoder"])
+    return files
+
+
+def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> list[Outcome]:
+    """Both graphs in all `situations`; data and states come from a clip."""
+    artifact = files.artifact
+    found: list[Outcome] = []
+    for kind in GRAPH_KINDS:
+        graph = artifact.spec(kind)
+        tapped = TappedGraph(artifact.graph_path(kind), graph)
+        module = step_functions(reference.checkpoint, graph, files.weights[kind])
+        examiner = Examiner(
+            Lockstep(tapped, module),
+            graph,
+            files.quantizers if kind == "encoder" else [],
+            files.projected_db,
+            files.steps[kind],
+            rounded=artifact.manifest.precision == "int8",
+        )
+        frames = graph.shape.frames_per_call or max(CALL_SIZES)
+        call = next(truth.calls([frames]))
+        rows = call.samples[None] if kind == "encoder" else call.codes[: graph.shape.num_codebooks]
+        unit = artifact.geometry.frame_size if kind == "encoder" else 1
+        data = np.take(rows, np.arange(frames * unit) % rows.shape[1], axis=1)[None]  # a short clip again and again
+        full = full_window(reference.states(truth, graph), graph, artifact.geometry)
+        fresh = {name: array[:1] for name, array in tapped.initial_states().items()}
+        found += examiner.run(situations(graph, artifact.geometry, data, full, fresh))
+    return found

@@ -1,0 +1,277 @@
+"""A variant in situations that no clip brings: old streams, mixed rows, calls of every size, hard levels.
+
+Each situation is one call. The graph file and the step functions, which get the weights that the file stores, are
+given the same states and data, and every stage, state and result is compared, row by row. So even a graph with rounded
+weights has to be exact here, but for activations of 8 bits: what they reach in a plain call, they may round.
+
+A stream's age is no input: states are settable. The states of a stream that has filled its window are made older by
+turning its keys and moving them along the ring, in float64 here and not by the graph's own arithmetic, and the old
+stream must give what the young one gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.network import conv_layers
+from mimi_export.contract.spec import GraphSpec, conv_state_name
+from mimi_export.model.steps.rope import phase_steps
+from mimi_export.parity.explain import Lockstep, States, agreement, named_present
+from mimi_export.parity.results import Outcome
+from mimi_export.parity.ties import DIFFERS, ResidualQuantizer, judge_codes, search
+
+AGES = (1023, 2**12 - 1, 2**16 - 1, 2**20 + 1, 2**24 - 1, 2**31 - 2**10)  # tokens, each at or near a power of two
+CALL_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 13, 32)
+FIRST_CALLS = (1, 3, 32)  # frames of a call that begins a stream
+EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every stage, state and row
+ROUNDED_DB = 20.0  # activations of 8 bits leave 30 dB and more; rows share their range
+PLAIN_DB = 100.0  # a place that 8-bit activations do not reach
+GAIN = 0.004  # by how much a result may be louder or softer than it should be, the noise of its numbers apart
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a call: `data` `[1, C, n]`, states of one row, and by how many tokens the graph's are older."""
+
+    name: str
+    data: Array
+    states: States
+    older: int = 0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One call, `metric` is the check that it belongs to."""
+
+    metric: str
+    name: str
+    rows: Sequence[Row]
+
+
+class Examiner:
+    """Runs situations through one graph of a variant.
+
+    Args:
+        lockstep: the file and the step functions with its weights.
+        graph: inputs and outputs.
+        quantizers: those that the file of an encoder stores, to judge codes by the graph's own latents.
+        exactly_db: how exactly the graph knows the projection of its latents.
+        steps: by how much a token turns each channel pair, see `turning_steps`.
+        rounded: whether activations have 8 bits.
+    """
+
+    def __init__(
+        self,
+        lockstep: Lockstep,
+        graph: GraphSpec,
+        quantizers: Sequence[ResidualQuantizer],
+        exactly_db: float,
+        steps: Sequence[int],
+        rounded: bool,
+    ) -> None:
+        self._steps, self._rounded = steps, rounded
+        self._lockstep, self._graph = lockstep, graph
+        self._quantizers, self._exactly_db = quantizers, exactly_db
+        self._plain: dict[str, float] = {}
+
+    def run(self, situations: Iterator[Situation]) -> Iterator[Outcome]:
+        """The outcome of each situation; the first one is the plain call that the others are measured by."""
+        for situation in situations:
+            found = [found for rows in self._calls(situation.rows) for found in self._call(rows)]
+            if not self._plain:
+                self._plain = {place: value for _, place, value in found}
+            wrong = [item for item in found if not item[2] >= self._limit(item[1])]
+            row, place, value = wrong[0] if wrong else min(found, key=lambda item: item[2] - self._limit(item[1]))
+            level = "nothing in common" if value < 0 else f"{value:.1f} dB"
+            verb = "parts" if wrong else "nearest to the limit"
+            where = f"{self._graph.kind}, {situation.name}, {row}: {verb} at {place}, {level}"
+            yield Outcome(situation.metric, where, value, self._limit(place))
+
+    def _limit(self, place: str) -> float:
+        return EXACT_DB if self._plain.get(place, math.inf) >= PLAIN_DB or not self._rounded else ROUNDED_DB
+
+    def _calls(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Rows of one call each; a graph of fixed rows gets as many, the last one again and again."""
+        size = self._graph.shape.rows or len(rows)
+        for start in range(0, len(rows), size):
+            some = list(rows[start : start + size])
+            yield some + [some[-1]] * (size - len(some))
+
+    def _call(self, rows: Sequence[Row]) -> Iterator[tuple[str, str, float]]:
+        """Row, place and agreement in dB, in the order of computation."""
+        data = np.concatenate([row.data for row in rows])
+        young = _joined([row.states for row in rows])
+        shifts = [row.older for row in rows]
+        right, present = self._lockstep.step(data, young)
+        values, found, taps = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
+        right |= named_present(older(present, shifts, self._steps))
+        got = {**taps, self._graph.data_output.name: values, **named_present(found)}
+        for place in self._lockstep.order(right):
+            for index, row in enumerate(rows if place in got else ()):
+                axis = 1 if place.startswith("transformer_") else 0
+                if right[place].ndim != got[place].ndim or got[place].shape[axis] != len(rows):
+                    yield row.name, place, -math.inf
+                    continue
+                one, other = (np.take(array, [index], axis) for array in (right[place], got[place]))
+                if place == "audio_codes" and "latents" in taps and self._quantizers:
+                    yield row.name, place, self._codes(taps["latents"][index], other[0])
+                else:
+                    yield row.name, place, _agreement(one, other)
+
+    def _codes(self, latents: Array, codes: Array) -> float:
+        """Codes are the nearest to the graph's own latents `[T, hidden]`, or they are wrong."""
+        nearest = search(self._quantizers, latents.T, len(codes))
+        verdict = judge_codes(self._quantizers, latents.T, nearest, codes, self._exactly_db)
+        return -math.inf if (verdict == DIFFERS).any() else math.inf
+
+
+def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, fresh: States) -> Iterator[Situation]:
+    """All situations of a graph, a plain call first.
+
+    Args:
+        graph: inputs and outputs.
+        geometry: sizes of the model.
+        data: at least `max(CALL_SIZES)` frames of input, `[1, C, n]`.
+        full: states of one row whose window is full.
+        fresh: the zeros that begin a stream.
+    """
+    unit = geometry.frame_size if graph.kind == "encoder" else 1
+    fixed = graph.shape.frames_per_call
+    few = data[..., : (fixed or 1) * unit]
+    later = data[..., -few.shape[2] :]
+    yield Situation("start_db", "a plain call", [Row("row 0", few, full)])
+    yield Situation("start_db", "a new stream", [Row("row 0", few, fresh)])
+    yield Situation("start_db", "silence first", [Row("row 0", np.zeros_like(few), fresh)])
+    if graph.shape.layout == "ring":
+        began = {**full, "position": np.zeros_like(full["position"])}
+        yield Situation("start_db", "position 0 over the states of an ended stream", [Row("row 0", few, began)])
+        base = int(full["position"][0, 0])
+        old = [Row(f"position {age}", few, full, age - base) for age in AGES]
+        yield from (Situation("old_stream_db", "an old stream", [row]) for row in old)
+        mixed = [
+            Row("row 0, new", few, fresh),
+            *(dataclasses.replace(row, name=f"row of {row.name}") for row in old[:4]),
+        ]
+        yield Situation("rows_db", "rows of different ages", mixed)
+    for size in (fixed,) if fixed else CALL_SIZES:
+        call = data[..., : size * unit]
+        yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
+        if size in FIRST_CALLS or fixed:
+            yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])
+    other = {name: _varied(name, array) for name, array in full.items()}
+    rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
+    yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
+    if graph.kind == "decoder":
+        for count in range(1, graph.shape.num_codebooks + 1):
+            yield Situation("codebooks_db", f"{count} codebook(s)", [Row("row 0", few[:, :count], full)])
+        last = conv_state_name(conv_layers(geometry, "decoder")[-1])
+        for factor in (10.0, 1000.0):
+            loud = {**full, last: full[last] * np.float32(factor)} if last in full else full
+            yield Situation("level_db", f"samples {factor:g} times as loud", [Row("row 0", few, loud)])
+    else:
+        for name, samples in _levels(few):
+            yield Situation("level_db", name, [Row("row 0", samples.astype(np.float32), full)])
+        broken = few.copy()
+        broken[..., 5] = np.nan
+        yield Situation("rows_db", "a row beside one with NaN", [Row("row 0, NaN", broken, full), rows[1]])
+
+
+def full_window(states: Mapping[str, Array], graph: GraphSpec, geometry: Geometry) -> States:
+    """States of one row as those of a stream that has filled its window, whatever their age."""
+    full = {name: np.array(array[:1]) for name, array in states.items()}
+    if graph.shape.layout == "ring":
+        capacity = full["key_0"].shape[2]
+        while full["position"][0, 0] < geometry.sliding_window:
+            full["position"] = full["position"] + capacity
+        return full
+    for name, array in full.items():
+        if name.startswith(("key_", "value_")):
+            full[name] = np.take(array, np.arange(graph.window_length) % array.shape[2], axis=2)
+    return full
+
+
+def turning_steps(arrays: Mapping[str, Array], geometry: Geometry) -> list[int]:
+    """`rope.phase_steps` as a file stores them: a rounding of theirs is no matter, but all keys must share it."""
+    wanted = phase_steps(geometry.head_dim, geometry.rope_theta).numpy()
+    for array in arrays.values():
+        if (
+            array.shape == wanted.shape
+            and array.dtype == wanted.dtype
+            and np.allclose(array, wanted, rtol=1e-6, atol=1)
+        ):
+            return [int(step) for step in array]
+    return [int(step) for step in wanted]
+
+
+def older(states: States, tokens: Sequence[int], steps: Sequence[int]) -> States:
+    """A ring's states as if each row had begun so many tokens earlier: keys turned on, slots moved on."""
+    if not any(tokens) or "position" not in states:
+        return states
+    aged = dict(states)
+    half = len(steps)
+    for name, array in states.items():
+        rows = []
+        for row, count in zip(array, tokens, strict=True):
+            if name == "position":
+                rows.append(row + count)
+            elif name.startswith(("key_", "value_")):
+                moved = np.roll(row, count % row.shape[1], axis=1)
+                if name.startswith("key_"):
+                    angle = np.array([count * step % 2**32 for step in steps]) * (2 * math.pi / 2**32)
+                    first, second = moved[..., :half].astype(np.float64), moved[..., half:].astype(np.float64)
+                    cos, sin = np.cos(angle), np.sin(angle)
+                    moved = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+                rows.append(moved.astype(array.dtype))
+            else:
+                rows.append(row)
+        aged[name] = np.stack(rows)
+    return aged
+
+
+def _levels(samples: Array) -> Iterator[tuple[str, Array]]:
+    peak = float(np.abs(samples).max()) or 1.0
+    yield "samples up to 1", samples / peak
+    yield "samples up to 8", samples * (8 / peak)
+    yield "samples below 1e-4", samples * (9e-5 / peak)
+    yield "an offset of 0.5", samples + 0.5
+    yield "digital silence", np.zeros_like(samples)
+    broken = samples.copy()
+    broken[..., 7], broken[..., 11] = np.nan, np.inf
+    yield "NaN and infinity", broken
+
+
+def _agreement(right: Array, got: Array) -> float:
+    """SNR in dB; nothing in common where the result as a whole is louder or softer, which noise cannot be."""
+    value = agreement(right, got)
+    if right.dtype.kind == "f" and right.shape == got.shape:
+        a, b = right.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+        power = float(a @ a)
+        noise = 10 ** (-value / 20) / math.sqrt(a.size) if value > 0 else 0.0
+        if power > 0 and abs(float(a @ b) / power - 1) > GAIN + 4 * noise:
+            return -math.inf
+    return value
+
+
+def _varied(name: str, array: Array) -> Array:
+    """Another row's states: of the same kind, and different everywhere."""
+    if array.dtype.kind == "i":
+        return array
+    return (
+        np.ascontiguousarray(array[..., ::-1, :] * np.float32(0.8))
+        if name.startswith("value_")
+        else array * np.float32(-0.7)
+    )
+
+
+def _joined(states: Sequence[States]) -> States:
+    return {name: np.concatenate([one[name] for one in states]) for name in states[0]}
