@@ -65,3 +65,13 @@ class MissingPackageError(MimiExportError, ImportError):
     """An optional package that a command needs is not installed."""
 
     exit_code = 9
+
+
+class HubError(MimiExportError, OSError):
+    """The Hugging Face Hub refuses, cannot be reached, or gives back something else than was sent."""
+
+    exit_code = 11
+
+
+class TransientError(HubError):
+    """A failure on the way to the Hub that may pass: trying again is worth while."""

@@ -99,7 +99,10 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong with a request: a status, a connection cut after `cut` bytes of its body, or wrong content."""
+    """What goes wrong with a request: a status, a connection cut after `cut` bytes of its body, or wrong content.
+
+    `answer` stands in place of the right one; `headers` are added to whatever is answered.
+    """
 
     method: str
     path: str
@@ -107,6 +110,8 @@ class Fault:
     cut: int | None = None
     corrupt: bool = False
     after: bool = False  # the work is done, only the answer fails
+    answer: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
 
 
@@ -117,6 +122,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of the body
+        self.tokens: list[str] = []  # paths of requests that brought a login
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         hub = self
@@ -127,7 +133,7 @@ class HubServer:
         Handler.hub = hub
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.endpoint = self.storage_endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -173,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
                 if fault.times == 0:
                     self.hub.faults.remove(fault)
+        self.extra = fault.headers if fault is not None else {}
+        if "Authorization" in self.headers:
+            self.hub.tokens.append(path)
         length = int(self.headers.get("Content-Length", 0))
         if fault is not None and fault.cut is not None and self.command in ("PUT", "POST") and not fault.after:
             self.rfile.read(min(fault.cut, length))
@@ -180,6 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         body = self._chunked() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(length)
         self.hub.requests.append((self.command, path, len(body)))
+        if fault is not None and fault.answer is not None:
+            self._headers(fault.status or 200, {}, len(fault.answer))
+            self.wfile.write(b"" if self.command == "HEAD" else fault.answer)
+            return None
         if fault is not None and fault.status is not None and not fault.after:
             return self._error(fault.status, "Injected")
         self.fault = fault
@@ -215,7 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _headers(self, status: int, headers: dict[str, str], length: int) -> None:
         self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(length), **headers}.items():
+        for key, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(length),
+            **headers,
+            **self.extra,
+        }.items():
             self.send_header(key, value)
         self.end_headers()
 
@@ -325,8 +343,8 @@ class _Handler(BaseHTTPRequestHandler):
             found = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.hub.storage:
                 found["actions"] = {
-                    "upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"},
-                    "verify": {"href": f"{self.hub.endpoint}/lfs-verify"},
+                    "upload": {"href": f"{self.hub.storage_endpoint}/lfs/{wanted['oid']}"},
+                    "verify": {"href": f"{self.hub.storage_endpoint}/lfs-verify"},
                 }
             objects.append(found)
         return _json({"transfer": "basic", "objects": objects})

@@ -18,6 +18,7 @@ FLOORS = {
     "contract": 2,
     "passes": 3,
     "media": 3,
+    "remote": 3,
     "model": 4,
     "runtime": 4,
     "export": 5,

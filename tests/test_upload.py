@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
-from hub_server import TOKEN, card_errors
+from hub_server import TOKEN, HubServer, card_errors
 from publishing import REPO, Publication, local_hub, publication, whole_clips_from
 
 from mimi_export.cli import main
@@ -254,6 +254,91 @@ def expected_names(published: Publication) -> set[str]:
     return {"README.md", "parity_report.json", "streaming-8cb/manifest.json"} | {
         f"streaming-8cb/{name}" for name in manifest["files"]
     }
+
+
+TREE, LFS = ("GET", "/tree/"), ("POST", "/info/lfs/")
+
+
+def another_host(hub, other, what):
+    """Let the Hub name another host: for the next page, for large files, or as the right address of a file."""
+    if what == "page":
+        hub.fault(*TREE, headers={"Link": f'<{other.endpoint}/api/models/{REPO}/tree/main>; rel="next"'}, times=9)
+    elif what == "upload":
+        hub.storage_endpoint = other.endpoint
+        other.storage = hub.storage
+    else:
+        hub.fault("GET", "/resolve/", status=302, headers={"Location": f"{other.endpoint}/{REPO}/resolve/x"}, times=9)
+
+
+@pytest.mark.parametrize("what", ["page", "upload", "redirect"])
+def test_the_token_goes_to_no_other_host(published, hub, cli, what):
+    with HubServer() as other:
+        another_host(hub, other, what)
+        code, _, error = cli(*command(published, "--yes"))
+        assert other.requests, error
+        assert other.tokens == []
+        assert hub.tokens
+        assert code in (0, 11)
+
+
+# name: which request, what is answered instead, words of the message
+ODD = {
+    "a list for an object": (("GET", "whoami"), b"[]", "answer"),
+    "an object for a list": (TREE, b'{"a": 1}', "answer"),
+    "nothing": (TREE, b"", "answer"),
+    "a list of nothing": (TREE, b"[null]", "answer"),
+    "no commit": (COMMIT, b"{}", "answer"),
+    "no JSON": (("GET", "whoami"), b"<html>", "answer"),
+    "odd objects": (LFS, b'{"objects": 5}', "answer"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_answer_is_one_line(published, hub, cli, name):
+    request, answer, words = ODD[name]
+    cli(*command(published, "--yes", "--no-verify"))
+    hub.storage.clear()
+    for repo in hub.repos.values():
+        repo.commits[repo.refs["main"]][1].clear()
+    hub.fault(*request, answer=answer, times=9)
+    code, _, error = cli(*command(published, "--yes"))
+    assert code == 11, error
+    assert words in error
+
+
+def test_pages_have_an_end(published, hub, cli, monkeypatch):
+    monkeypatch.setattr("mimi_export.remote.library.MOST_REQUESTS", 20)
+    cli(*command(published, "--yes", "--no-verify"))
+    link = f'<{hub.endpoint}/api/models/{REPO}/tree/main>; rel="next"'
+    hub.fault(*TREE, headers={"Link": link}, answer=b"[]", times=1000)
+    code, _, error = cli(*command(published))
+    assert code == 11
+    assert "no end" in error
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {"RateLimit": '"api";r=0;t=3600'}])
+def test_a_long_pause_is_refused(published, hub, cli, headers):
+    cli(*command(published, "--yes", "--no-verify"))
+    hub.fault(*TREE, status=429, headers=headers, times=9)
+    code, _, error = cli(*command(published))
+    assert code == 11
+    assert "asks to wait 3600 s" in error
+
+
+def test_redirects_in_a_circle_end(published, hub, cli):
+    hub.fault("GET", "/api/models/", status=302, headers={"Location": f"/api/models/{REPO}"}, times=1000)
+    code, _, error = cli(*command(published))
+    assert code == 11
+    assert "redirect" in error.lower()
+
+
+def test_escape_codes_of_a_server_do_not_reach_the_terminal(published, hub, cli):
+    answer = json.dumps({"error": "\x1b[31mred\x1b[0m\a"}).encode()
+    hub.fault("GET", "/api/models/", status=400, answer=answer, times=9)
+    code, _, error = cli(*command(published))
+    assert code == 11
+    assert "red" in error
+    assert error.isprintable()
 
 
 def test_wrong_content_is_refused_by_the_server(published, hub, cli, monkeypatch):

@@ -15,13 +15,10 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
-from mimi_export.hub.errors import HubError
 
 if TYPE_CHECKING:
     from mimi_export.hub.plan import Plan
     from mimi_export.hub.upload import Published
-
-__all__ = ["HubError", "register"]  # the class is imported so that --help knows its exit code
 
 Directories = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Variant directories, and one made by `export --batch`.")

@@ -7,40 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, get_token
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._validators import validate_repo_id
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mimi_export.errors import ConfigError, MimiExportError
-from mimi_export.hub.errors import HubError
+from mimi_export.errors import ConfigError, HubError, MimiExportError, TransientError
 from mimi_export.hub.plan import LocalFile, Remote, RemoteFile
+from mimi_export.remote import library
 
 ATTEMPTS = 3
 FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
-MAIN = "main"
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-# The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
-TRANSPORT_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
 
 
 class Client:
@@ -64,8 +54,7 @@ class Client:
         """The user's name; `HubError` without a token that the Hub accepts."""
         if get_token() is None:
             raise HubError("no token for the Hub: set HF_TOKEN, or log in with `hf auth login`")
-        found: dict[str, Any] = self._retried("ask who is logged in", self._api.whoami)
-        return str(found.get("name"))
+        return self._retried("ask who is logged in", lambda: str(self._api.whoami()["name"]))
 
     def read(self, revision: str | None) -> Remote:
         """What the repository holds at `revision` (`main` by default); where that does not exist yet, at `main`."""
@@ -78,7 +67,7 @@ class Client:
                 info = self._api.model_info(self.repo_id)
                 has_revision = False
             except RepositoryNotFoundError as error:
-                if _status(error) == 401 and get_token() is not None:
+                if library.status(error) == 401 and get_token() is not None:
                     raise
                 return Remote()
             return Remote(info.sha, bool(info.private), has_revision, self._tree(info.sha))
@@ -128,7 +117,7 @@ class Client:
         operations = [
             CommitOperationAdd(file.name, str(file.path) if file.path is not None else file.content) for file in files
         ]
-        with self._errors(f"send to {self.repo_id}"), _quiet():
+        with self._errors(f"send to {self.repo_id}"):
             return self._api.create_commit(
                 self.repo_id,
                 operations,
@@ -158,29 +147,29 @@ class Client:
         return retried(what, lambda: self._guarded(what, ask))
 
     def _guarded(self, what: str, ask: Callable[[], T]) -> T:
-        with self._errors(what), _quiet():
+        with self._errors(what):
             return ask()
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         """Every failure as a `HubError`, or a `TransientError` where trying again may help."""
         try:
-            yield
+            with library.limited():
+                yield
         except MimiExportError:
             raise
-        except (HfHubHTTPError, TRANSPORT_ERROR, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
-            raise self._hub_error(what, error) from None
-        except (RuntimeError, ValueError) as error:
-            # the client wraps what went wrong with one file of many, and reports malformed answers, in these
+        except (library.TRANSPORT_ERROR, OSError, *library.MALFORMED) as error:
             raise self._hub_error(what, error) from None
 
     def _hub_error(self, what: str, error: BaseException) -> HubError:
         chain = [error]
         while (cause := chain[-1].__cause__) is not None:
-            chain.append(cause)  # the client wraps the answer of the server once or twice
-        telling = [link for link in chain if _status(link) is not None or isinstance(link, TRANSPORT_ERROR)]
-        error = telling[0] if telling else error
-        status, text = _status(error), _redacted(_first_line(error))
+            chain.append(cause)  # the library wraps the answer of the server, and what goes wrong with one file of many
+        for link in chain:
+            if isinstance(link, HubError):
+                return link
+        error = next((e for e in chain if library.status(e) or isinstance(e, library.TRANSPORT_ERROR)), error)
+        status, text = library.status(error), library.reason(error)
         if status == 401:
             return HubError(f"the Hub does not accept the token (401), tried to {what}; log in with `hf auth login`")
         if status == 403:
@@ -193,18 +182,18 @@ class Client:
             return TransientError(f"the Hub failed ({status}), tried to {what}; run the command again later")
         if status is not None:
             return HubError(f"the Hub refused ({status}), tried to {what}: {text}")
-        if isinstance(error, (TRANSPORT_ERROR, ConnectionError, LocalEntryNotFoundError)):
-            if isinstance(error, OfflineModeIsEnabled):
-                return HubError(f"HF_HUB_OFFLINE is set; unset it to {what}")
+        if isinstance(error, OfflineModeIsEnabled):
+            return HubError(f"HF_HUB_OFFLINE is set; unset it to {what}")
+        if isinstance(error, (library.TRANSPORT_ERROR, ConnectionError, LocalEntryNotFoundError)):
             return TransientError(
-                f"the connection to {huggingface_hub.constants.ENDPOINT} failed, tried to {what} ({text}); "
+                f"the connection to {library.endpoint()} failed, tried to {what} ({text}); "
                 "run the command again, what has arrived is not sent twice"
             )
+        if isinstance(error, library.MALFORMED) and not isinstance(error, OSError):
+            return HubError(
+                f"the Hub gave an answer that it should not, tried to {what} ({text}); is {library.endpoint()} a Hub?"
+            )
         return HubError(f"could not {what}: {text}")
-
-
-class TransientError(HubError):
-    """A failure that may pass: trying again is worth while."""
 
 
 def retried(what: str, ask: Callable[[], T]) -> T:
@@ -218,40 +207,3 @@ def retried(what: str, ask: Callable[[], T]) -> T:
         time.sleep(pause)
         pause *= 2
     return ask()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the client's bars, warnings and addresses from the terminal."""
-    verbosity = hub_logging.get_verbosity()
-    disabled = are_progress_bars_disabled()
-    hub_logging.set_verbosity(logging.CRITICAL)
-    if not disabled:
-        disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub_logging.set_verbosity(verbosity)
-        if not disabled:
-            enable_progress_bars()
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error: BaseException) -> str:
-    """What the server said, or the first line of the error's text, without addresses and request ids."""
-    said = getattr(error, "server_message", None)
-    text = str(said or error).strip() or type(error).__name__
-    return re.sub(r"\s*(for url:?|\(Request ID|https?://).*", "", text.splitlines()[0])[:200].rstrip(" .:'")
-
-
-def _redacted(text: str) -> str:
-    """`text` without the token and without anything that looks like one."""
-    token = get_token()
-    if token:
-        text = text.replace(token, "***")
-    return re.sub(r"hf_[A-Za-z0-9]{8,}", "***", text)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,23 +14,20 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging as hub_logging
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-from mimi_export.errors import CheckpointError
+from mimi_export.errors import CheckpointError, MimiExportError
 from mimi_export.model.synthetic import Progress
+from mimi_export.remote.library import TRANSPORT_ERROR, limited, reason
 
 WEIGHTS = "model.safetensors"
 CONNECT_SECONDS = 10.0
-# The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
-TRANSPORT_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
 
 
 def download_checkpoint(
@@ -49,7 +44,7 @@ def download_checkpoint(
     Raises:
         CheckpointError: with one line for each way in which this fails.
     """
-    with _quiet_client(), _one_line_errors(model, revision):
+    with _one_line_errors(model, revision), limited():
         offline = _offline_reason(model, revision)
         fetch = partial(
             _fetch, model=model, cache_dir=cache_dir, local_files_only=offline is not None, progress=progress
@@ -112,7 +107,7 @@ def _one_line_errors(model: str, revision: str | None) -> Iterator[None]:
     """Turn what the client raises into `CheckpointError`."""
     try:
         yield
-    except CheckpointError:
+    except MimiExportError:
         raise
     except HFValidationError:
         raise CheckpointError(
@@ -135,20 +130,9 @@ def _one_line_errors(model: str, revision: str | None) -> Iterator[None]:
     except TRANSPORT_ERROR as error:
         raise _unreachable(model, error) from error
     except OSError as error:
-        raise CheckpointError(f"{model} cannot be stored in the download cache: {_first_line(error)}") from error
+        raise CheckpointError(f"{model} cannot be stored in the download cache: {reason(error)}") from error
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the list of weight files of {model} cannot be read: {_first_line(error)}") from error
-
-
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """Keep the client's notes about retries off the terminal."""
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(verbosity)
+        raise CheckpointError(f"the list of weight files of {model} cannot be read: {reason(error)}") from error
 
 
 def _bar(step: str, progress: Progress | None) -> type[Any]:
@@ -167,12 +151,6 @@ def _bar(step: str, progress: Progress | None) -> type[Any]:
 
 def _unreachable(model: str, error: BaseException) -> CheckpointError:
     return CheckpointError(
-        f"cannot reach the Hugging Face Hub for {model} ({type(error).__name__}: {_first_line(error)}); "
+        f"cannot reach the Hugging Face Hub for {model} ({type(error).__name__}: {reason(error)}); "
         "use --model synthetic, or --model DIRECTORY with a downloaded copy"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's text, without addresses of single files."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"\s*(for url:?|\(Request ID).*", "", text)[:160].rstrip(" .:")

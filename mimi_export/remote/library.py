@@ -1,0 +1,113 @@
+"""`huggingface_hub` as this program uses it: silent, and within limits that it does not have itself.
+
+It follows any link that a server gives and sends the token along, turns pages for as long as there are some, and waits
+as long as a server asks. Inside `limited` the token goes to the Hub's own host alone, and the rest ends in `HubError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants, get_token, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import _http
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from mimi_export.errors import HubError
+from mimi_export.remote.words import first_line
+
+MOST_REQUESTS = 2000  # of one operation; a repository of a thousand large files needs three for each
+LONGEST_PAUSE = 60  # seconds that a server may ask to wait
+SILENCE_SECONDS = 120.0  # without a byte, the connection counts as lost
+
+# The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
+TRANSPORT_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+# What the library stumbles over where an answer is not what it should be.
+MALFORMED = (RuntimeError, ValueError, AttributeError, KeyError, TypeError, IndexError)
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Keep the library silent and within the limits above for as long as the block runs.
+
+    Raises:
+        HubError: more requests than `MOST_REQUESTS`, or a server that asks for a pause longer than `LONGEST_PAUSE`.
+    """
+    factory = _http._GLOBAL_CLIENT_FACTORY  # noqa: SLF001 - one that a caller has set stays in use
+    verbosity, disabled = hub_logging.get_verbosity(), are_progress_bars_disabled()
+    limits = _Limits()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    set_client_factory(lambda: limits.applied(factory()))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        set_client_factory(factory)
+        hub_logging.set_verbosity(verbosity)
+        if not disabled:
+            enable_progress_bars()
+
+
+class _Limits:
+    """Hooks for one client of the library; redirects pass through them, too."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.home = _origin(constants.ENDPOINT)
+
+    def applied(self, client: Any) -> Any:
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks["request"], self.before],
+            "response": [*hooks["response"], self.after],
+        }
+        client.timeout = SILENCE_SECONDS
+        return client
+
+    def before(self, request: Any) -> None:
+        self.requests += 1
+        if self.requests > MOST_REQUESTS:
+            raise HubError(
+                f"the Hub's answer has no end: {MOST_REQUESTS} requests and still more pages; report it there"
+            )
+        if _origin(str(request.url)) != self.home and "authorization" in request.headers:
+            del request.headers["authorization"]
+
+    def after(self, response: Any) -> None:
+        if response.status_code not in (429, 503):
+            return
+        told = response.headers.get("retry-after", "") + response.headers.get("ratelimit", "")
+        pause = max((int(seconds) for seconds in re.findall(r"(?:^|t=)(\d+)", told)), default=0)
+        if pause > LONGEST_PAUSE:
+            raise HubError(f"the Hub asks to wait {pause} s ({response.status_code}); run the command again after that")
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status of an error of the library, `None` where it has none."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def reason(error: BaseException) -> str:
+    """What the server said, or the error's own first line."""
+    text = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+    return first_line(str(text), get_token())
+
+
+def endpoint() -> str:
+    """Where the Hub is."""
+    return str(huggingface_hub.constants.ENDPOINT)
+
+
+def _origin(address: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port
