@@ -12,6 +12,7 @@ validate card, preupload, LFS batch, upload and verify, commit (as a pull reques
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -123,6 +124,7 @@ class HubServer:
         self.storage: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of the body
         self.tokens: list[str] = []  # paths of requests that brought a login
+        self.ranges: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         hub = self
@@ -191,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, len(body)))
         if fault is not None and fault.answer is not None:
             self._headers(fault.status or 200, {}, len(fault.answer))
-            self.wfile.write(b"" if self.command == "HEAD" else fault.answer)
+            with contextlib.suppress(ConnectionError):  # the client may have had enough
+                self.wfile.write(b"" if self.command == "HEAD" else fault.answer)
             return None
         if fault is not None and fault.status is not None and not fault.after:
             return self._error(fault.status, "Injected")
@@ -290,7 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
         oid = repo.find(revision or "main")
         if oid is None:
             return _refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        known = {"_id": "1", "id": name, "modelId": name, "siblings": [], "tags": []}
+        siblings = [{"rfilename": path} for path in sorted(repo.commits[oid][1])]
+        known = {"_id": "1", "id": name, "modelId": name, "siblings": siblings, "tags": []}
         return _json({**known, "sha": oid, "private": repo.private})
 
     def tree(self, _: bytes, name: str, revision: str) -> tuple[int, dict[str, str], bytes]:
@@ -399,7 +403,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _refusal(404, "EntryNotFound", "Entry not found")
         etag = blob.sha256 if blob.large else blob.oid
         headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        self.hub.ranges.append(self.headers.get("Range") or "")
+        found = re.fullmatch(r"bytes=(\d+)-", self.hub.ranges[-1])
         if found:
             start, size = int(found[1]), len(blob.data)
             return 206, {**headers, "Content-Range": f"bytes {start}-{size - 1}/{size}"}, blob.data[start:]

@@ -75,7 +75,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
-        monkeypatch.setattr("mimi_export.hub.client.FIRST_PAUSE", 0.0)
+        monkeypatch.setattr("mimi_export.remote.retry.FIRST_PAUSE", 0.0)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
         huggingface_hub.close_session()

@@ -128,7 +128,9 @@ def test_manifest_needs_both_graphs_and_a_possible_variant(tmp_path):
 
 
 def test_no_variant_directory(tmp_path):
-    create = "create one with `mimi-export export --output-dir DIR`"
+    create = (
+        "get one with `mimi-export download USER/NAME/VARIANT`, or make one with `mimi-export export --output-dir DIR`"
+    )
     assert message(tmp_path / "no") == f"there is no directory {tmp_path / 'no'}; {create}"
     (tmp_path / "file").touch()
     assert message(tmp_path / "file") == f"{tmp_path / 'file'} is a file, expected a variant directory; {create}"

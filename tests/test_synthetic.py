@@ -12,6 +12,7 @@ from helpers import snr
 from safetensors.torch import load_file
 from transformers import MimiConfig, MimiModel
 
+from mimi_export.contract.files import cache_root
 from mimi_export.errors import CheckpointError, ConfigError
 from mimi_export.media.signals import speech_like
 from mimi_export.model import synthetic, upstream
@@ -271,13 +272,13 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_place_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MIMI_EXPORT_CACHE", str(tmp_path / "own"))
-    assert synthetic.cache_root() == tmp_path / "own"
+    assert cache_root() == tmp_path / "own"
     monkeypatch.delenv("MIMI_EXPORT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert synthetic.cache_root() == tmp_path / "xdg" / "mimi-export"
+    assert cache_root() == tmp_path / "xdg" / "mimi-export"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert synthetic.cache_root() == tmp_path / "home" / ".cache" / "mimi-export"
+    assert cache_root() == tmp_path / "home" / ".cache" / "mimi-export"
 
 
 @pytest.mark.slow

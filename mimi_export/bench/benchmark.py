@@ -19,7 +19,7 @@ from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
 from mimi_export.bench.rounds import Progress, no_progress, run_rounds
 from mimi_export.contract.directory import Artifact, load_artifact
-from mimi_export.contract.files import atomic_directory
+from mimi_export.contract.files import atomic_directory, cache_root
 from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 
@@ -81,7 +81,6 @@ def benchmark(
     source = first.manifest.source
     if public or peers or peers_python is not None:
         from mimi_export.model.checkpoint import load_checkpoint, load_source
-        from mimi_export.model.synthetic import cache_root
 
         load = partial(load_source, source.model, source.revision)
         if model is not None:

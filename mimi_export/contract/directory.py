@@ -33,7 +33,9 @@ from mimi_export.contract.records import Reader
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, state_spec_text
 from mimi_export.errors import ArtifactError
 
-HOW_TO_CREATE = "create one with `mimi-export export --output-dir DIR`"
+HOW_TO_CREATE = (
+    "get one with `mimi-export download USER/NAME/VARIANT`, or make one with `mimi-export export --output-dir DIR`"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,18 @@ def list_files(directory: Path, but: str) -> dict[str, FileEntry]:
     }
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a directory whose files may not be there yet; errors as for `load_artifact`."""
+    path = directory / MANIFEST_NAME
+    if not directory.exists():
+        raise ArtifactError(f"there is no directory {directory}; {HOW_TO_CREATE}")
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is a file, expected a variant directory; {HOW_TO_CREATE}")
+    if not path.exists():
+        raise ArtifactError(f"{directory} has no {MANIFEST_NAME}, so it is no variant directory; {HOW_TO_CREATE}")
+    return parse_manifest(Reader(path, ArtifactError, "; export it again").json(), path)
+
+
 def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False) -> Artifact:
     """Read and check a variant directory; with `verify_hashes` every file's content too (`verify_files`).
 
@@ -110,14 +124,7 @@ def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False
             another size.
     """
     directory = Path(directory)
-    path = directory / MANIFEST_NAME
-    if not directory.exists():
-        raise ArtifactError(f"there is no directory {directory}; {HOW_TO_CREATE}")
-    if not directory.is_dir():
-        raise ArtifactError(f"{directory} is a file, expected a variant directory; {HOW_TO_CREATE}")
-    if not path.exists():
-        raise ArtifactError(f"{directory} has no {MANIFEST_NAME}, so it is no variant directory; {HOW_TO_CREATE}")
-    artifact = Artifact(directory, parse_manifest(Reader(path, ArtifactError, "; export it again").json(), path))
+    artifact = Artifact(directory, read_manifest(directory))
     _check_sizes(directory, artifact.manifest.files)
     if (directory / STATE_SPEC_NAME).read_bytes() != _state_spec(artifact.manifest):
         raise ArtifactError(f"{directory / STATE_SPEC_NAME} does not describe the manifest's model; export it again")

@@ -84,6 +84,14 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)  # gone already on success; else the first error matters
 
 
+def cache_root() -> Path:
+    """Where this program keeps what it made or fetched: `$MIMI_EXPORT_CACHE`, or `mimi-export` in the user's cache."""
+    own = os.environ.get("MIMI_EXPORT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mimi-export"
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content in hexadecimal, in constant memory."""
     digest = hashlib.sha256()

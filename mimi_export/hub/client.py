@@ -6,8 +6,6 @@ The token comes from the environment (`HF_TOKEN`) or from the Hub's own login, a
 from __future__ import annotations
 
 import contextlib
-import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -25,12 +23,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from mimi_export.errors import ConfigError, HubError, MimiExportError, TransientError
 from mimi_export.hub.plan import LocalFile, Remote, RemoteFile
 from mimi_export.remote import library
-
-ATTEMPTS = 3
-FIRST_PAUSE = 1.0  # seconds; doubled after each attempt
+from mimi_export.remote.retry import retried
+from mimi_export.remote.words import refusal
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -170,18 +166,10 @@ class Client:
                 return link
         error = next((e for e in chain if library.status(e) or isinstance(e, library.TRANSPORT_ERROR)), error)
         status, text = library.status(error), library.reason(error)
-        if status == 401:
-            return HubError(f"the Hub does not accept the token (401), tried to {what}; log in with `hf auth login`")
-        if status == 403:
-            return HubError(f"the token may not do this (403), tried to {what}; it needs the right to write there")
-        if status == 404:
-            return HubError(f"the Hub knows no such repository or revision (404), tried to {what}: {text}")
         if status in (409, 412):
             return HubError(f"somebody else changed {self.repo_id} meanwhile ({status}); run the command again")
-        if status is not None and (status >= 500 or status == 429):
-            return TransientError(f"the Hub failed ({status}), tried to {what}; run the command again later")
         if status is not None:
-            return HubError(f"the Hub refused ({status}), tried to {what}: {text}")
+            return refusal(status, what, text)
         if isinstance(error, OfflineModeIsEnabled):
             return HubError(f"HF_HUB_OFFLINE is set; unset it to {what}")
         if isinstance(error, (library.TRANSPORT_ERROR, ConnectionError, LocalEntryNotFoundError)):
@@ -194,16 +182,3 @@ class Client:
                 f"the Hub gave an answer that it should not, tried to {what} ({text}); is {library.endpoint()} a Hub?"
             )
         return HubError(f"could not {what}: {text}")
-
-
-def retried(what: str, ask: Callable[[], T]) -> T:
-    """Call `ask` up to `ATTEMPTS` times while it raises `TransientError`."""
-    pause = FIRST_PAUSE
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return ask()
-        except TransientError as error:
-            logger.info("%s: %s; again in %g s", what, error, pause)
-        time.sleep(pause)
-        pause *= 2
-    return ask()

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from mimi_export.contract.files import sha256
 from mimi_export.errors import HubError
-from mimi_export.hub.client import Client, retried
+from mimi_export.hub.client import Client
 from mimi_export.hub.plan import LocalFile, Plan, Remote, make_plan
 from mimi_export.hub.subjects import Subject
 from mimi_export.hub.verify import verify_batch, verify_variant
+from mimi_export.remote.retry import retried
 
 Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
 
-from mimi_export.contract.files import atomic_directory, sha256
+from mimi_export.contract.files import atomic_directory, cache_root, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import CheckpointError, MimiExportError
 from mimi_export.media.signals import speech_like
@@ -81,14 +80,6 @@ def _no_report(*_: object) -> None:
 def synthetic_revision() -> str:
     """What tells the weights of one version of this module from another's."""
     return f"format {FORMAT_VERSION}, seed {SEED}"
-
-
-def cache_root() -> Path:
-    """Where made checkpoints are kept: `$MIMI_EXPORT_CACHE`, or `mimi-export` in the user's cache directory."""
-    own = os.environ.get("MIMI_EXPORT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mimi-export"
 
 
 def synthetic_directory(name: str, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +21,9 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from mimi_export.errors import HubError
-from mimi_export.remote.words import first_line
+from mimi_export.remote.words import first_line, refuse_long_pause
 
 MOST_REQUESTS = 2000  # of one operation; a repository of a thousand large files needs three for each
-LONGEST_PAUSE = 60  # seconds that a server may ask to wait
 SILENCE_SECONDS = 120.0  # without a byte, the connection counts as lost
 
 # The client's transport has changed its name (httpx, httpx2); its own error class tells which one is in use.
@@ -39,7 +37,7 @@ def limited() -> Iterator[None]:
     """Keep the library silent and within the limits above for as long as the block runs.
 
     Raises:
-        HubError: more requests than `MOST_REQUESTS`, or a server that asks for a pause longer than `LONGEST_PAUSE`.
+        HubError: more requests than `MOST_REQUESTS`, or a server that asks for too long a pause.
     """
     factory = _http._GLOBAL_CLIENT_FACTORY  # noqa: SLF001 - one that a caller has set stays in use
     verbosity, disabled = hub_logging.get_verbosity(), are_progress_bars_disabled()
@@ -84,12 +82,8 @@ class _Limits:
             del request.headers["authorization"]
 
     def after(self, response: Any) -> None:
-        if response.status_code not in (429, 503):
-            return
-        told = response.headers.get("retry-after", "") + response.headers.get("ratelimit", "")
-        pause = max((int(seconds) for seconds in re.findall(r"(?:^|t=)(\d+)", told)), default=0)
-        if pause > LONGEST_PAUSE:
-            raise HubError(f"the Hub asks to wait {pause} s ({response.status_code}); run the command again after that")
+        headers = response.headers
+        refuse_long_pause(response.status_code, headers.get("retry-after", ""), headers.get("ratelimit", ""))
 
 
 def status(error: BaseException) -> int | None:

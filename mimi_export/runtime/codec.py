@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.remote.variants import Place, fetch_variant
 from mimi_export.runtime.huge_pages import huge_pages
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
@@ -95,10 +96,29 @@ def load(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     verify_hashes: bool = False,
     huge_pages: bool = False,
+    *,
+    variant: str | None = None,
+    revision: str = "main",
 ) -> Codec:
-    """Open a variant directory, see `Codec`.
+    """Open a variant directory, or with `variant` one of a repository on the Hugging Face Hub.
+
+        load("artifacts/streaming-8cb")
+        load("USER/NAME", variant="streaming-8cb")    # fetched into the cache the first time, every file checked
+
+    Args:
+        directory: a variant directory; with `variant` a repository.
+        threads: threads for one operator of a session.
+        providers: execution providers in order of preference.
+        verify_hashes: compare every file with its SHA-256, which takes a while.
+        huge_pages: as for `Codec`.
+        variant: which variant of the repository.
+        revision: branch, tag or commit of the repository.
 
     Raises:
         ArtifactError: the directory is no variant, is incomplete or was changed (see `load_artifact`).
+        HubError: the variant is not in the cache and cannot be fetched.
+        ConfigError: with `variant`, `directory` is no `USER/NAME`.
     """
+    if variant is not None:
+        directory = fetch_variant(Place.of(str(directory), variant), revision).path
     return Codec(load_artifact(directory, verify_hashes), threads, providers, huge_pages)
