@@ -22,6 +22,7 @@ import typer
 from mimi_export import __version__
 from mimi_export.cli import app, main, transcode
 from mimi_export.cli import inspect as inspect_command
+from mimi_export.cli.console import Steps
 from mimi_export.cli.errors import exit_codes
 from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.media.audio import read_audio
@@ -80,7 +81,7 @@ def speech(directory: Path, samples: int = SAMPLES, **options) -> Path:
 def program(*arguments, check=None, **options):
     """The same in a process of its own; waits for it and gives what `subprocess.run` does."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "mimi_export.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mimi_export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
 
 
@@ -169,6 +170,7 @@ def test_json_of_transfers(cli, tmp_path, tiny_variant, command):
     result = json.loads(out)
     assert code == 0
     assert set(result) == set(re.findall(r"`(\w+)`", transcode.__doc__)) - {"encode", "decode", "roundtrip"}
+    assert result["partial"] is False
     assert (result["command"], result["input"], result["output"]) == (command, str(source), str(target))
     assert (result["samples"], result["frames"], result["num_codebooks"]) == (SAMPLES, 31, 8)
     assert result["duration"] == SAMPLES / 24000
@@ -337,6 +339,56 @@ def test_bad_variant(fails, tmp_path, tiny_variant, command):
     shutil.copy(variant / f"{other}_model.onnx", graph)  # loads well, but is another graph
     write_manifest(variant, manifest)
     fails(5, [graph.name, "is no graph of this variant"], *arguments)
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
+def test_what_is_wrong_at_once_is_said_before_anything_loads(fails, tmp_path, command):
+    """There is no such input and no such variant either."""
+    arguments = (command, tmp_path / "none.npz", tmp_path / "out.xyz", "--variant", tmp_path / "none")
+    fails(7 if command == "encode" else 6, ["out.xyz has the extension .xyz, expected"], *arguments)
+
+
+def test_provider(fails, cli, tmp_path, tiny_variant):
+    arguments = ("encode", speech(tmp_path), tmp_path / "c.npz", "--variant", tiny_variant(), "--provider")
+    fails(3, ["onnxruntime has no abacus here; it offers ", "CPUExecutionProvider"], *arguments, "abacus")
+    assert cli(*arguments, "CPU")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
+def test_keep_partial(cli, tmp_path, tiny_variant, monkeypatch, command):
+    """The second report of progress is interrupted; what was done till then is what a whole run begins with."""
+    variant, whole, part = tiny_variant(), tmp_path / "whole", tmp_path / "part"
+    audio = tmp_path / "in.wav"
+    soundfile.write(audio, speech_like(6), 24000, subtype="FLOAT")
+    codes = tmp_path / "c.npz"
+    write_codes(codes, np.random.default_rng(0).integers(0, 64, (1, 8, 75)))
+    extension = ".npz" if command == "encode" else ".wav"
+    whole, part = whole.with_suffix(extension), part.with_suffix(extension)
+    arguments = [command, codes if command == "decode" else audio, part, "--variant", variant, "--json"]
+    assert cli(*arguments[:2], whole, *arguments[3:])[0] == 0
+    advance = Steps.advance
+
+    def interrupt(self, text, done, total=None):
+        advance(self, text, done, total)
+        if done > 2.6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Steps, "advance", interrupt)
+    assert cli(*arguments)[:2] == (130, "")
+    assert not part.exists()
+    code, out, err = cli(*arguments, "--keep-partial")
+    result = json.loads(out)
+    assert (code, result["partial"]) == (130, True)
+    assert f"interrupted; {part} holds the first {result['duration']:.2f} s of" in err
+    assert 2.5 < result["duration"] < 5.5
+    if command == "encode":
+        found = read_codes(part)
+        assert found.codes.shape[2] == result["frames"]
+        assert found.metadata.num_samples == result["samples"]
+        np.testing.assert_array_equal(found.codes, read_codes(whole).codes[:, :, : result["frames"]])
+    else:
+        assert len(read_audio(part)) == result["samples"]
+        np.testing.assert_array_equal(read_audio(part), read_audio(whole)[: result["samples"]])
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
@@ -591,7 +643,7 @@ def test_help_imports_nothing_heavy():
 
 def start(*arguments):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
-    command = [sys.executable, "-m", "mimi_export.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mimi_export", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

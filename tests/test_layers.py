@@ -60,6 +60,8 @@ def imports(path: Path) -> set[str]:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+FACE = {"mimi_export", "mimi_export.__main__"}  # above all floors
+ROOMS = [module for module in MODULES if module not in FACE]
 
 
 def own(name: str) -> str | None:
@@ -77,20 +79,34 @@ def imported_modules(name: str) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    return "mimi_export" if module == "mimi_export" else module.split(".")[1]
+    return module.split(".")[1]
 
 
 def test_every_module_has_one_place():
-    assert {room_of(module) for module in MODULES} - {"mimi_export"} == set(FLOORS)
+    assert {room_of(module) for module in ROOMS} == set(FLOORS)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "mimi_export"])
+def test_the_face_imports_when_it_is_used():
+    """So a room that asks it for the version runs nothing else."""
+    for node in ast.parse(MODULES["mimi_export"].read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            assert node.module in ("__future__", "typing")
+        elif not isinstance(node, ast.FunctionDef):
+            waits = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            assert waits or not any(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in ast.walk(node))
+
+
+@pytest.mark.parametrize("module", ROOMS)
 def test_rooms_import_lower_floors_only(module):
-    """Types included; the package's own face holds a version and no import."""
+    """Types included; of the package's own face only the version and the place."""
     room = room_of(module)
     for imported in imported_modules(module):
+        if imported in FACE:
+            names = {name for name in imports(MODULES[module]) if own(name) in FACE}
+            assert names <= {"mimi_export.__version__", "mimi_export.__file__"}
+            continue
         other = room_of(imported)
-        assert other in (room, "mimi_export") or FLOORS[other] < FLOORS[room], (
+        assert other == room or FLOORS[other] < FLOORS[room], (
             f"{module} (floor {FLOORS[room]}) imports {imported} (floor {FLOORS[other]})"
         )
 
@@ -98,7 +114,7 @@ def test_rooms_import_lower_floors_only(module):
 @pytest.mark.parametrize("room", FLOORS)
 def test_no_cycles(room):
     """Modules of one room may use each other, but not in a circle, types included."""
-    graph = {module: imported_modules(module) for module in MODULES if room_of(module) == room}
+    graph = {module: imported_modules(module) for module in ROOMS if room_of(module) == room}
     while graph:
         free = [module for module, imported in graph.items() if not imported & graph.keys()]
         assert free, f"these import each other in a circle: {sorted(graph)}"
@@ -111,13 +127,13 @@ def reachable(start: str) -> set[str]:
     todo = [start]
     while todo:
         module = todo.pop()
-        if module not in seen:
+        if module not in seen | FACE:
             seen.add(module)
             todo += [*imported_modules(module), module.rpartition(".")[0] or module]  # a package runs with its modules
     return seen
 
 
-@pytest.mark.parametrize("start", [module for module in MODULES if room_of(module) in PACKAGES])
+@pytest.mark.parametrize("start", [module for module in ROOMS if room_of(module) in PACKAGES])
 def test_lower_rooms_reach_few_packages(start):
     """Not even inside a function or for a type; `sys.stdlib_module_names` tells the standard library."""
     packages = PACKAGES.get(start.removeprefix("mimi_export."), PACKAGES[room_of(start)])
@@ -128,5 +144,5 @@ def test_lower_rooms_reach_few_packages(start):
 
 
 def test_nothing_imports_the_command_line():
-    users = {module for module in MODULES for name in imported_modules(module) if room_of(name) == "cli"}
+    users = {module for module in ROOMS for name in imported_modules(module) if name.startswith("mimi_export.cli")}
     assert {room_of(user) for user in users} <= {"cli"}, users

@@ -364,7 +364,7 @@ def test_wrong_content_is_refused_by_the_server(published, hub, cli, monkeypatch
 def program(hub, home, *arguments):
     environment = {**os.environ, **hub.environment, "HF_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run(
-        [sys.executable, "-m", "mimi_export.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mimi_export", *map(str, arguments)],
         capture_output=True, text=True, env=environment, timeout=300,
     )  # fmt: skip
     assert TOKEN not in run.stdout + run.stderr

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-import mimi_export
+from mimi_export import __file__ as package_file
 from mimi_export.bench.graphs import PUBLIC
 from mimi_export.bench.peers import CODEBOOK_SIZE, FRAME_SIZE, PEERS
 from mimi_export.bench.process import ContenderProcess
@@ -78,7 +78,7 @@ class Contender:
         Raises:
             MimiExportError: it does not load, or is not installed (`MissingPackageError`).
         """
-        package = Path(mimi_export.__file__).parent
+        package = Path(package_file).parent
         command = ["--threads", str(threads)]
         # Some libraries count their threads when the process starts, before its first line can say a word.
         environment = dict.fromkeys(("OMP", "MKL", "OPENBLAS", "RAYON"), str(threads))
@@ -218,7 +218,7 @@ def baseline_contenders(
     folder = cache / f"bench-{digest.hexdigest()[:16]}"
     found, contender = [], partial(Contender, num_codebooks=num_codebooks)
     if public:
-        code = sha256(Path(mimi_export.__file__).parent / "bench" / "baseline.py")[:8]
+        code = sha256(Path(package_file).parent / "bench" / "baseline.py")[:8]
         directory = folder / f"{PUBLIC}-{num_codebooks}cb-{code}"
         if not directory.exists():
             export_public_design(checkpoint, directory, num_codebooks, progress=progress)

@@ -34,6 +34,13 @@ Threads = Annotated[
     int, typer.Option("--threads", min=0, help="Threads of one operator; 0 takes all cores. One is rarely beaten.")
 ]
 
+Provider = Annotated[
+    str,
+    typer.Option(
+        "--provider", metavar="NAME", help="What computes: cpu, cuda … as the installed onnxruntime offers it."
+    ),
+]
+
 
 def takes_options(kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have an option for each field of the dataclass `kind`; its parameter `options` gets the instance.

@@ -1,11 +1,13 @@
 """`encode`, `decode` and `roundtrip`: files through the graphs of a variant, from the base install.
 
 With `--json` each prints `command`, `input`, `output`, `variant`, `duration` (s), `samples`, `frames`,
-`num_codebooks`, `bitrate` (bit/s), `seconds` (work), `speed` (seconds of audio in a second) and `clipped` (samples).
+`num_codebooks`, `bitrate` (bit/s), `seconds` (work), `speed` (seconds of audio in a second), `clipped` (samples) and
+`partial` (true where it was interrupted and what was done is kept).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
-from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Threads, Variant
+from mimi_export.cli.errors import INTERRUPTED
+from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, Threads, Variant
 
 if TYPE_CHECKING:
-    from mimi_export.cli.transfer import Tick, Transfer
+    from mimi_export.cli.transfer import Job, Transfer
     from mimi_export.runtime import Codec
 
 NumCodebooks = Annotated[
@@ -28,6 +31,7 @@ Subtype = Annotated[
     str | None,
     typer.Option("--subtype", metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual]."),
 ]
+KeepPartial = Annotated[bool, typer.Option("--keep-partial", help="When interrupted, keep what is done until then.")]
 AudioIn = Annotated[Path, typer.Argument(metavar="IN", help="Audio in any format and rate that libsndfile reads.")]
 CodesIn = Annotated[Path, typer.Argument(metavar="IN", help="Codes: .safetensors or .npz.")]
 AudioOut = Annotated[Path, typer.Argument(metavar="OUT", help="Audio; the extension names the format (.wav, .flac …).")]
@@ -47,6 +51,8 @@ def encode(
     variant: Variant = DEFAULT_VARIANT,
     num_codebooks: NumCodebooks = None,
     threads: Threads = 1,
+    provider: Provider = "cpu",
+    keep_partial: KeepPartial = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -58,12 +64,12 @@ def encode(
       mimi-export encode speech.wav speech.safetensors
       mimi-export encode music.mp3 music.npz --variant artifacts/streaming-16cb
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.cli.transfer import encode_file
+    from mimi_export.cli import transfer
+    from mimi_export.media.codes import CodesWriter
 
-    def work(codec: Codec, tick: Tick) -> Transfer:
-        return encode_file(codec, source, target, num_codebooks=num_codebooks, force=force, tick=tick)
-
-    _run("encode", source, target, variant, threads, json, work)
+    CodesWriter(target)  # an extension that it does not know is refused before anything loads
+    job = transfer.Job(source, target, num_codebooks, None, force, keep_partial)
+    _run("encode", job, variant, threads, provider, transfer.encode, json)
 
 
 def decode(
@@ -73,6 +79,8 @@ def decode(
     num_codebooks: NumCodebooks = None,
     subtype: Subtype = None,
     threads: Threads = 1,
+    provider: Provider = "cpu",
+    keep_partial: KeepPartial = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -82,17 +90,21 @@ def decode(
       mimi-export decode speech.safetensors speech-decoded.wav
       mimi-export decode music.npz music-4.flac --num-codebooks 4
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.cli.transfer import decode_file
+    from mimi_export.cli import transfer
+    from mimi_export.media.audio import AudioWriter
     from mimi_export.media.codes import read_codes
 
-    def work(codec: Codec, tick: Tick) -> Transfer:
-        made_by = read_codes(source).metadata.model
-        here = codec.artifact.manifest.source.model
-        if made_by is not None and made_by != here:
-            note(f"{source} was made with the model {made_by}, {variant} holds {here}; if they differ you hear noise")
-        return decode_file(codec, source, target, num_codebooks=num_codebooks, force=force, subtype=subtype, tick=tick)
+    AudioWriter(target, subtype=subtype)
+    file = read_codes(source)
 
-    _run("decode", source, target, variant, threads, json, work)
+    def work(codec: Codec, job: Job) -> Transfer:
+        made_by, here = file.metadata.model, codec.artifact.manifest.source.model
+        if made_by not in (None, here):
+            note(f"{source} was made with the model {made_by}, {variant} holds {here}; if they differ you hear noise")
+        return transfer.decode(codec, file, job)
+
+    job = transfer.Job(source, target, num_codebooks, subtype, force, keep_partial)
+    _run("decode", job, variant, threads, provider, work, json)
 
 
 def roundtrip(
@@ -102,6 +114,8 @@ def roundtrip(
     num_codebooks: NumCodebooks = None,
     subtype: Subtype = None,
     threads: Threads = 1,
+    provider: Provider = "cpu",
+    keep_partial: KeepPartial = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -111,58 +125,48 @@ def roundtrip(
       mimi-export roundtrip speech.wav speech-8.wav
       mimi-export roundtrip speech.wav speech-4.wav --num-codebooks 4
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.cli.transfer import roundtrip_file
+    from mimi_export.cli import transfer
+    from mimi_export.media.audio import AudioWriter
 
-    def work(codec: Codec, tick: Tick) -> Transfer:
-        return roundtrip_file(
-            codec, source, target, num_codebooks=num_codebooks, force=force, subtype=subtype, tick=tick
-        )
-
-    _run("roundtrip", source, target, variant, threads, json, work)
+    AudioWriter(target, subtype=subtype)
+    job = transfer.Job(source, target, num_codebooks, subtype, force, keep_partial)
+    _run("roundtrip", job, variant, threads, provider, transfer.roundtrip, json)
 
 
 def _run(
     command: str,
-    source: Path,
-    target: Path,
+    job: Job,
     variant: Path,
     threads: int,
+    provider: str,
+    work: Callable[[Codec, Job], Transfer],
     json: bool,
-    work: Callable[[Codec, Tick], Transfer],
 ) -> None:
     """Open the variant, do the work with progress, show what came of it."""
     from mimi_export.runtime import load
 
-    codec = load(variant, threads)
+    codec = load(variant, threads, (provider,))
     with Steps() as steps:
         steps.step(f"{command}: loading {variant}")
-        transfer = work(codec, partial(steps.advance, f"{command}: {source}"))
+        transfer = work(codec, dataclasses.replace(job, tick=partial(steps.advance, f"{command}: {job.source}")))
     geometry = codec.geometry
     duration = transfer.samples / geometry.sampling_rate
     bitrate = geometry.bitrate(transfer.num_codebooks)
     speed = duration / max(transfer.seconds, 1e-9)
     if json:
-        show_json({
-            "command": command,
-            "input": str(source),
-            "output": str(target),
-            "variant": str(variant),
-            "duration": duration,
-            "samples": transfer.samples,
-            "frames": transfer.frames,
-            "num_codebooks": transfer.num_codebooks,
-            "bitrate": bitrate,
-            "seconds": transfer.seconds,
-            "speed": speed,
-            "clipped": transfer.clipped,
-        })  # fmt: skip
-        return
-    rows: list[tuple[str, object]] = [
-        ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
-        ("codes", f"{transfer.frames} frames of {transfer.num_codebooks} codebooks"),
-        ("bitrate", f"{bitrate / 1000:g} kbit/s"),
-        ("speed", f"{speed:.1f} times real time ({transfer.seconds:.2f} s)"),
-    ]
-    if transfer.clipped:
-        rows.append(("clipped", f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"))
-    show_rows(str(target), rows)
+        files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
+        numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
+        show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer)})
+    else:
+        rows: list[tuple[str, object]] = [
+            ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
+            ("codes", f"{transfer.frames} frames of {transfer.num_codebooks} codebooks"),
+            ("bitrate", f"{bitrate / 1000:g} kbit/s"),
+            ("speed", f"{speed:.1f} times real time ({transfer.seconds:.2f} s)"),
+        ]
+        if transfer.clipped:
+            rows.append(("clipped", f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"))
+        show_rows(str(job.target), rows)
+    if transfer.partial:
+        note(f"interrupted; {job.target} holds the first {duration:.2f} s of {job.source}")
+        raise typer.Exit(INTERRUPTED)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mimi_export
+from mimi_export import __file__ as package_file
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_file, sha256
 from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
@@ -247,7 +247,7 @@ def _fingerprint(variant: Variant, inputs: Mapping[str, Any]) -> str:
 
 def _code_sha256() -> str:
     """A hash of the package's modules except `NOT_INPUTS`, so that a change of the exporter builds again."""
-    package = Path(mimi_export.__file__).parent
+    package = Path(package_file).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package)

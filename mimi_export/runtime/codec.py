@@ -11,7 +11,7 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.remote.variants import Place, fetch_variant
 from mimi_export.runtime.huge_pages import huge_pages
-from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.session import CPU, GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
 
@@ -26,6 +26,9 @@ class _Half:
         self._providers = tuple(providers)
         self._huge_pages = huge_pages
         self._graph: GraphSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} of {self._artifact.path}{'' if self._graph else ', not loaded yet'}>"
 
     @property
     def geometry(self) -> Geometry:
@@ -73,27 +76,29 @@ class Codec:
     Args:
         artifact: the variant directory.
         threads: threads for one operator of a session.
-        providers: execution providers in order of preference.
+        providers: see `GraphSession`.
         huge_pages: keep weights in huge pages (Linux 6.1 or later): faster frames for a slower load, see `huge_pages`.
     """
 
     def __init__(
-        self,
-        artifact: Artifact,
-        threads: int = 1,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        huge_pages: bool = False,
+        self, artifact: Artifact, threads: int = 1, providers: Sequence[str] = CPU, huge_pages: bool = False
     ) -> None:
         self.artifact = artifact
         self.geometry = artifact.geometry
         self.encoder = Encoder(artifact, threads, providers, huge_pages)
         self.decoder = Decoder(artifact, threads, providers, huge_pages)
 
+    def __repr__(self) -> str:
+        manifest, shape = self.artifact.manifest, self.artifact.manifest.shape
+        bitrate = f"{self.geometry.bitrate(shape.num_codebooks) / 1000:g} kbit/s"
+        what = f"{manifest.precision}, {shape.num_codebooks} codebooks, {bitrate}, {shape.layout}"
+        return f"<codec {manifest.name}: {what}, from {manifest.source.model}>"
+
 
 def load(
     directory: str | os.PathLike[str],
     threads: int = 1,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str] = CPU,
     verify_hashes: bool = False,
     huge_pages: bool = False,
     *,
@@ -108,7 +113,7 @@ def load(
     Args:
         directory: a variant directory; with `variant` a repository.
         threads: threads for one operator of a session.
-        providers: execution providers in order of preference.
+        providers: see `GraphSession`.
         verify_hashes: compare every file with its SHA-256, which takes a while.
         huge_pages: as for `Codec`.
         variant: which variant of the repository.

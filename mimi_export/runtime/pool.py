@@ -39,6 +39,10 @@ class PoolStream:
         self._pending = pool.empty
         self.closed = False
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._pending.shape[-1]} buffered, {self._pool.call_size} for a call"
+        return f"<stream in row {self.row}: {state}>"
+
     @property
     def ready(self) -> bool:
         """Whether the data of a whole call is there."""
@@ -111,6 +115,9 @@ class StreamPool:
         self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
         self._calls: dict[int, BoundCall] = {}
         self._streams: dict[int, PoolStream] = {}
+
+    def __repr__(self) -> str:
+        return f"<pool of {self.spec.kind} streams: {len(self._streams)} of {self.rows} rows taken>"
 
     def open(self) -> PoolStream:
         """A new stream in the lowest free row.

@@ -13,6 +13,8 @@ import onnxruntime as ort
 from mimi_export.contract.spec import GraphSpec, TensorSpec
 from mimi_export.errors import ConfigError, GraphError
 
+CPU = ("cpu",)
+_SUFFIX = "ExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -26,11 +28,11 @@ class GraphSession:
         path: the `.onnx` file.
         spec: the inputs and outputs it must have.
         threads: threads for one operator; 0 lets onnxruntime take all cores.
-        providers: execution providers in order of preference.
+        providers: execution providers in order of preference, `cuda` short for `CUDAExecutionProvider`.
 
     Raises:
         GraphError: the file is missing, is no ONNX graph, is damaged, or has other inputs and outputs.
-        ConfigError: a provider is not in the installed onnxruntime.
+        ConfigError: a provider is not in the installed onnxruntime, or the first one does not start.
     """
 
     def __init__(
@@ -38,19 +40,19 @@ class GraphSession:
         path: str | os.PathLike[str],
         spec: GraphSpec,
         threads: int = 1,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = CPU,
     ) -> None:
         self.path = Path(path)
         self.spec = spec
-        self.device = "cuda" if providers and providers[0] == "CUDAExecutionProvider" else "cpu"
-        unknown = [name for name in providers if name not in ort.get_available_providers()]
-        if unknown:
-            raise ConfigError(
-                f"onnxruntime has no {', '.join(unknown)} here; it offers {', '.join(ort.get_available_providers())}"
-            )
-        self.session = _open(self.path, threads, providers)
+        names = [_provider(name) for name in providers]
+        self.device = "cuda" if names[:1] == ["CUDAExecutionProvider"] else "cpu"
+        self.session = _open(self.path, threads, names)
         _check("input", spec.inputs, self.session.get_inputs(), self.path)
         _check("output", spec.outputs, self.session.get_outputs(), self.path)
+
+    def __repr__(self) -> str:
+        provider = self.session.get_providers()[0].removesuffix(_SUFFIX)
+        return f"<{self.spec.kind} graph {str(self.path)!r} on {provider}>"
 
     def run(self, binding: ort.IOBinding, data: npt.NDArray[Any]) -> None:
         """Run what is bound; a `GraphError` of onnxruntime's refusal names the kind and shape of `data`."""
@@ -68,9 +70,21 @@ def _open(path: Path, threads: int, providers: Sequence[str]) -> ort.InferenceSe
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
     except _ort_errors() as error:
         raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {_line(error)}") from error
+    if providers and session.get_providers()[0] != providers[0]:  # onnxruntime goes on with the processor instead
+        raise ConfigError(f"{providers[0]} does not start here, see onnxruntime's log; is its driver installed?")
+    return session
+
+
+def _provider(name: str) -> str:
+    """The provider's full name, whether it was given in full or short, in capitals or not."""
+    offered = ort.get_available_providers()
+    for full in offered:
+        if name.lower() in (full.lower(), full.removesuffix(_SUFFIX).lower()):
+            return str(full)
+    raise ConfigError(f"onnxruntime has no {name} here; it offers {', '.join(offered)}")
 
 
 def _line(error: Exception) -> str:

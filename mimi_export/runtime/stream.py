@@ -54,6 +54,11 @@ class _Stream:
         self._count = 0
         self._ended = False
 
+    def __repr__(self) -> str:
+        spec, rows = self._state.graph.spec, "" if self.batch == 1 else f", {self.batch} rows"
+        what = f"{self._count} {'samples' if spec.kind == 'encoder' else 'frames'} so far"
+        return f"<{spec.kind} stream{rows}: {what}, {self._pending.shape[-1]} buffered{', ended' * self._ended}>"
+
     def reset(self) -> None:
         """Begin a new stream; what was buffered is dropped."""
         self._state.reset()
