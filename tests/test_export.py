@@ -20,7 +20,8 @@ from mimi_export.contract.directory import load_artifact, verify_files
 from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec, state_spec_text
 from mimi_export.errors import ConfigError, OutputError
 from mimi_export.export import variant as export
-from mimi_export.export.variant import OPSET, export_variant, onnx_program, tool_versions
+from mimi_export.export.trace import OPSET, onnx_program
+from mimi_export.export.variant import export_variant, tool_versions
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.model.graphs import streaming_graph

@@ -20,12 +20,10 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.nn import functional
 
 from mimi_export import __version__
@@ -36,14 +34,15 @@ from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.network import ConvLayer, ResidualUnit
-from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, PAST, SAMPLES, GraphSpec, Shape, TensorSpec
-from mimi_export.export.variant import OPSET, quiet_exporter, tool_versions
+from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, GraphSpec, Shape
+from mimi_export.export.trace import OPSET, trace
+from mimi_export.export.variant import tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.steps.rope import inverse_frequencies
 from mimi_export.model.upstream import Parts, parts
 from mimi_export.passes.interface import SetInterface, SetMetadata
 
-EXAMPLE = {BATCH: 2, FRAMES: 3, PAST: 6}
+MOST_PAST = 2**24
 logger = logging.getLogger(__name__)
 
 
@@ -241,46 +240,12 @@ def export_public_design(
         for kind in GRAPH_KINDS:
             progress(f"exporting the {kind} of the public design")
             module = public_graph(checkpoint, manifest.spec(kind))
-            model = _onnx_program(module, opset)
+            outputs = [tensor.name for tensor in module.graph.outputs]
+            model = trace(module, module.graph, outputs, MOST_PAST, opset)
             SetInterface(module.graph)(model)
             SetMetadata(metadata_props(manifest), __version__)(model)
             ir.save(model, directory / module.graph.file_name)
         write_manifest(directory, manifest)
-
-
-def _onnx_program(module: PublicGraph, opset: int) -> ir.Model:
-    graph, frame_size = module.graph, module.geometry.frame_size
-    frames = Dim(FRAMES, min=1, max=2**16)
-    dims: dict[str, Any] = {
-        BATCH: Dim(BATCH, min=1, max=2**16),
-        FRAMES: frames,
-        SAMPLES: frame_size * frames,
-        PAST: Dim(PAST, min=0, max=2**24),
-    }
-    arguments = tuple(_example(tensor, frame_size) for tensor in graph.inputs)
-    shapes = tuple(
-        {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
-    )
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            arguments,
-            dynamo=True,
-            opset_version=opset,
-            input_names=[tensor.name for tensor in graph.inputs],
-            output_names=[tensor.name for tensor in graph.outputs],
-            dynamic_shapes=(shapes[0], shapes[1:]),
-            verbose=False,
-            optimize=True,
-        )
-    model: ir.Model = program.model
-    return model
-
-
-def _example(tensor: TensorSpec, frame_size: int) -> Tensor:
-    sizes = {**EXAMPLE, SAMPLES: EXAMPLE[FRAMES] * frame_size}
-    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
-    return torch.zeros(shape, dtype=torch.int64 if tensor.dtype == "int64" else torch.float32)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

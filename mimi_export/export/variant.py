@@ -1,57 +1,37 @@
 """Write ONNX graphs from a checkpoint, and whole variant directories around them.
 
-`torch.onnx.export` gets an example batch of 2 (with 1 it would fix the batch), 3 frames and a few past tokens, all
-marked dynamic but for a batch that is to be fixed. Its result is finished by passes: the dimension names of the one
-state definition, no local paths, and the essentials as metadata. The full checker of ONNX has the last word.
+What `trace` gives is finished by passes: the dimension names of the one state definition, no local paths, and the
+essentials as metadata. The full checker of ONNX has the last word.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
 from onnx_ir.passes import common
-from onnxscript import opset20 as op
-from torch import Tensor
-from torch.export import Dim
 
 from mimi_export import __version__
 from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
-from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.spec import (
-    BATCH,
-    CODEBOOKS,
-    FRAMES,
     GRAPH_KINDS,
-    PAST,
-    SAMPLES,
     GraphSpec,
     Shape,
-    TensorSpec,
 )
-from mimi_export.errors import ConfigError
+from mimi_export.export.trace import OPSET, onnx_program
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.model.graphs import StreamingGraph, streaming_graph
-from mimi_export.model.taps import Tapped
+from mimi_export.model.graphs import streaming_graph
 from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.taps import RemoveTapOutputs
 from mimi_export.runtime.golden import write_golden
 
-OPSET = 20
-EXAMPLE = {BATCH: 2, FRAMES: 3, CODEBOOKS: 3, PAST: 5}
-INT64_MAX = 2**63 - 1
 TOOLS = ("mimi-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 Progress = Callable[[str], None]
@@ -122,87 +102,3 @@ def finish(model: ir.Model, graph: GraphSpec, props: dict[str, str]) -> None:
         SetInterface(graph),
         SetMetadata(props, __version__),
     )(model)
-
-
-def keep_last_onnx(x: ir.Value, length: int) -> Any:
-    """`steps.attention.keep_last` in ONNX: a slice from `-length` stops at the beginning by itself."""
-    return op.Slice(x, [-length], [INT64_MAX], [2])
-
-
-def write_slots_onnx(ring: ir.Value, places: ir.Value, new: ir.Value) -> Any:
-    """`steps.attention.write_slots` in ONNX."""
-    return op.ScatterND(ring, places, new)
-
-
-def onnx_program(module: StreamingGraph, opset: int = OPSET) -> ir.Model:
-    """Trace `module` into an ONNX model with the names of its `GraphSpec`.
-
-    Raises:
-        ConfigError: the exporter wrote another opset than the one asked for.
-    """
-    graph, geometry = module.graph, module.geometry
-    arguments = tuple(_example(tensor, graph) for tensor in graph.inputs)
-    dims = _dims(graph, geometry)
-    shapes = tuple(
-        {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
-    )
-    with quiet_exporter(), torch.no_grad():
-        tapped = Tapped(module, arguments)
-        program = torch.onnx.export(
-            tapped,
-            arguments,
-            dynamo=True,
-            opset_version=opset,
-            input_names=[tensor.name for tensor in graph.inputs],
-            output_names=tapped.output_names,
-            dynamic_shapes=(shapes[0], shapes[1:]),
-            custom_translation_table={
-                torch.ops.mimi_export.keep_last.default: keep_last_onnx,
-                torch.ops.mimi_export.write_slots.default: write_slots_onnx,
-            },
-            verbose=False,
-            optimize=True,
-        )
-    if program is None:
-        raise ConfigError("torch.onnx.export returned nothing: it needs dynamo=True of torch 2.9 or later")
-    model: ir.Model = program.model
-    if model.opset_imports.get("") != opset:
-        raise ConfigError(f"asked for opset {opset}, the exporter wrote {model.opset_imports.get('')}")
-    return model
-
-
-def _example(tensor: TensorSpec, graph: GraphSpec) -> Tensor:
-    sizes = {
-        **EXAMPLE,
-        SAMPLES: EXAMPLE[FRAMES] * graph.frame_size,
-        CODEBOOKS: min(EXAMPLE[CODEBOOKS], graph.shape.num_codebooks),
-        PAST: min(EXAMPLE[PAST], graph.window_length),
-    }
-    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
-    return torch.zeros(shape, dtype=torch.int64 if tensor.dtype == "int64" else torch.float32)
-
-
-def _dims(graph: GraphSpec, geometry: Geometry) -> dict[str, Any]:
-    """Symbols of the free dimensions; samples are whole frames."""
-    frames = Dim(FRAMES, min=1, max=2**20)
-    return {
-        BATCH: Dim(BATCH, min=1, max=2**16),
-        FRAMES: frames,
-        SAMPLES: geometry.frame_size * frames,
-        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.shape.num_codebooks)),
-        PAST: Dim(PAST, min=0, max=geometry.sliding_window - 1),
-    }
-
-
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress prints and notes about its own internals from the user's terminal."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

@@ -35,7 +35,8 @@ from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError
 from mimi_export.export.convert import convert_graph
-from mimi_export.export.variant import finish, onnx_program, tool_versions
+from mimi_export.export.trace import onnx_program
+from mimi_export.export.variant import finish, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import streaming_graph
 from mimi_export.passes.interface import SetInterface, SetMetadata
