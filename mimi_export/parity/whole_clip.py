@@ -1,13 +1,11 @@
 """Whether the whole-clip graphs of a directory give what batch PyTorch gives, written down beside them.
 
-The record has the form of `report.json` (`parity.report_json`), one for each data type, so that what vouches for a
+The record has the form of `report.json` (`contract.report`), one for each data type, so that what vouches for a
 streaming variant and for these files reads alike. The clips have lengths that are no whole number of frames.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from mimi_export import __version__
 from mimi_export.contract.directory import load_batch
 from mimi_export.contract.manifest import BATCH_REPORT, BatchManifest
 from mimi_export.contract.recipes import Budget
+from mimi_export.contract.report import Report, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ParityError
 from mimi_export.media.signals import speech_like
@@ -29,12 +28,11 @@ from mimi_export.parity.checks import check_budgets
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import difference_of
 from mimi_export.parity.reference import Reference
-from mimi_export.parity.reports.json import FORMAT_VERSION, agreement_record, check_record, clip_record
+from mimi_export.parity.reports.json import agreement_record, check_record, clip_record
 from mimi_export.parity.results import ClipNumbers
 from mimi_export.parity.ties import Agreement, judge_codes
 
 Progress = Callable[[str], None]
-Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 CLIP_SECONDS = (11.05, 0.7)  # longer than the attention window of 10 s; and short
@@ -49,9 +47,7 @@ BUDGETS = {
 }
 
 
-def check_batch(
-    checkpoint: Checkpoint, directory: str | os.PathLike[str], progress: Progress = logger.info
-) -> list[Json]:
+def check_batch(checkpoint: Checkpoint, directory: str | os.PathLike[str], progress: Progress = logger.info) -> None:
     """Measure every data type of a directory, write the report into it, and insist on its budgets.
 
     Args:
@@ -67,24 +63,17 @@ def check_batch(
     clips = [Clip(f"speech_like {s:g} s", samples=speech_like(s, 5, rate)) for s in CLIP_SECONDS]
     with Reference(checkpoint, [manifest.num_codebooks], progress) as reference:
         records = [_measure(manifest, Path(directory), dtype, clips, reference, progress) for dtype in manifest.dtypes]
-    report = {
-        "format_version": FORMAT_VERSION,
-        "generator": f"mimi-export {__version__}",
-        "passed": all(record["passed"] for record in records),
-        "not_measured": [],
-        "variants": records,
-    }
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (Path(directory) / BATCH_REPORT).write_text(text, encoding="utf-8")
-    missed = [f"{r['name']}: {check['line']}" for r in records for check in r["checks"] if not check["passed"]]
+    passed = all(record.passed for record in records)
+    report = Report(f"mimi-export {__version__}", passed, (), tuple(records))
+    (Path(directory) / BATCH_REPORT).write_text(report.to_text(), encoding="utf-8")
+    missed = [f"{record.name}: {check.line}" for record in records for check in record.checks if not check.passed]
     if missed:
         raise ParityError("; ".join(missed))
-    return records
 
 
 def _measure(
     manifest: BatchManifest, directory: Path, dtype: str, clips: list[Clip], reference: Reference, progress: Progress
-) -> Json:
+) -> VariantRecord:
     """The record of one data type."""
     files = manifest.dtypes[dtype]
     encoder, decoder = (_Graph(directory / files[kind]) for kind in GRAPH_KINDS)
@@ -102,23 +91,23 @@ def _measure(
         sizes = (truth.num_samples, truth.num_frames)
         measured.append(ClipNumbers(clip.name, False, *sizes, {"all": agreement}, {}, None, decoded, heard))
     checks = check_budgets(measured, BUDGETS[dtype])
-    return {
-        "name": f"{manifest.name} {dtype}",
-        "directory": manifest.name,
-        "precision": dtype,
-        "layout": "batch",
-        "frames_per_call": None,
-        "num_codebooks": manifest.num_codebooks,
-        "source": {"model": manifest.source.model, "revision": manifest.source.revision},
-        "passed": all(check.passed for check in checks),
-        "checks": [check_record(check) for check in checks],
-        "explanations": [],
-        "files": {name: dataclasses.asdict(manifest.files[name]) for name in files.values()},
-        "bitrate": reference.geometry.bitrate(manifest.num_codebooks),
-        "codes": agreement_record(everything),
-        "clips": [clip_record(clip, manifest.sampling_rate) for clip in measured],
-        "tools": {"mimi-export": __version__, "onnxruntime": ort.__version__},
-    }
+    return VariantRecord(
+        name=f"{manifest.name} {dtype}",
+        directory=manifest.name,
+        precision=dtype,
+        layout="batch",
+        frames_per_call=None,
+        num_codebooks=manifest.num_codebooks,
+        source=manifest.source,
+        passed=all(check.passed for check in checks),
+        checks=tuple(map(check_record, checks)),
+        explanations=(),
+        files={name: manifest.files[name] for name in files.values()},
+        bitrate=reference.geometry.bitrate(manifest.num_codebooks),
+        codes=agreement_record(everything),
+        clips=tuple(clip_record(clip, manifest.sampling_rate) for clip in measured),
+        tools={"mimi-export": __version__, "onnxruntime": ort.__version__},
+    )
 
 
 class _Graph:
