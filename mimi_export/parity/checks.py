@@ -47,7 +47,7 @@ DEFAULT_BUDGETS: dict[str, tuple[Budget, ...]] = {
     ),
     "int8": (
         _SEARCH,
-        Budget("codebook_agreement_percent", 40.0, None, "8-bit weights leave 80 % of codes, fewer in later levels"),
+        Budget("codebook_agreement_percent", 30.0, None, "8-bit weights leave 80 % of codes, fewer in later levels"),
         Budget("latent_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
         Budget("decoder_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
     ),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mimi_export.contract.directory import Artifact
+from mimi_export.contract.precision import patterns_for
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.audit import audit_files, audit_weights, load_model
@@ -17,8 +20,8 @@ from mimi_export.parity.situations import CALL_SIZES, Examiner, full_window, sit
 from mimi_export.parity.stored import StoredWeight, constants, step_functions, stored_quantizers, stored_weights
 from mimi_export.parity.ties import LATENTS_DB, ResidualQuantizer
 
-# How exactly a graph knows the projection of its own latents: in float32, or by 16-bit activations.
-PROJECTED_DB = {"fp32": LATENTS_DB, "fp16": LATENTS_DB, "int8": 60.0}
+# How exactly a graph knows what it quantises: by activations of 16 bits, or of 8 bits, which leave 41 dB.
+FINE_DB, COARSE_DB = 60.0, 35.0
 
 
 @dataclass
@@ -40,7 +43,7 @@ def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
     """Read and audit both graphs; `GraphError` where one is no ONNX file."""
     models = {kind: load_model(artifact, kind) for kind in GRAPH_KINDS}
     faults: dict[str, list[str]] = {"file_faults": audit_files(artifact, models), "weight_faults": []}
-    files = Files(artifact, PROJECTED_DB.get(artifact.manifest.precision, 0.0), faults)
+    files = Files(artifact, LATENTS_DB, faults)
     for kind, model in models.items():
         module = step_functions(checkpoint, artifact.spec(kind))
         faults["weight_faults"] += audit_weights(artifact, kind, model, module)
@@ -48,7 +51,20 @@ def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
         files.weights[kind] = stored_weights(arrays, module.state_dict())
         files.steps[kind] = turning_steps(arrays, artifact.geometry)
     files.quantizers = stored_quantizers(files.weights["encoder"])
+    files.projected_db = _projected_db(artifact, files.weights["encoder"])
     return files
+
+
+def _projected_db(artifact: Artifact, weights: Mapping[str, StoredWeight]) -> float:
+    """How exactly an encoder knows the projection of its own latents: in float32, or by rounded activations."""
+    rounded = {name for name, weight in weights.items() if weight.codes is not None}
+    if any(".codebooks." in name for name in rounded):
+        return COARSE_DB
+    if not any(name.endswith(".projection") for name in rounded):
+        return LATENTS_DB
+    told = [pattern for record in artifact.manifest.conversion for pattern in record.get("fine", ())]
+    fine = patterns_for("encoder", told)
+    return FINE_DB if any(fnmatch.fnmatchcase("semantic.projection", pattern) for pattern in fine) else COARSE_DB
 
 
 def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> list[Outcome]:

@@ -29,7 +29,7 @@ METRIC_WORDS = {
     "end_to_end_snr_db": ("end-to-end SNR", "dB"),
     "state_snr_db": ("states SNR", "dB"),
     "codebook_agreement_percent": ("equal codes of the worst codebook", "%"),
-    "search_agreement_percent": ("codes that are the nearest to the graph's own latents, ties apart", "%"),
+    "search_agreement_percent": ("codes nearest to the graph's own latents", "%"),
     "file_faults": ("faults of the files", ""),
     "start_db": ("first calls", "dB"),
     "old_stream_db": ("old streams", "dB"),

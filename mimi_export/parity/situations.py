@@ -32,9 +32,9 @@ AGES = (1023, 2**12 - 1, 2**16 - 1, 2**20 + 1, 2**24 - 1, 2**31 - 2**10)  # toke
 CALL_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 13, 32)
 FIRST_CALLS = (1, 3, 32)  # frames of a call that begins a stream
 EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every stage, state and row
-ROUNDED_DB = 20.0  # activations of 8 bits leave 30 dB and more; rows share their range
+ROUNDED_DB = 6.0  # activations of 8 bits leave 14 dB and more where a state's numbers are few and small
 PLAIN_DB = 100.0  # a place that 8-bit activations do not reach
-GAIN = 0.004  # by how much a result may be louder or softer than it should be, the noise of its numbers apart
+GAIN, STAGE_GAIN = 0.004, 0.03  # by how much a result, or a stage, may be louder than it should be, noise apart
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +126,8 @@ class Examiner:
                 if place == "audio_codes" and "latents" in taps and self._quantizers:
                     yield row.name, place, self._codes(taps["latents"][index], other[0])
                 else:
-                    yield row.name, place, _agreement(one, other)
+                    gain = GAIN if place == self._graph.data_output.name else STAGE_GAIN
+                    yield row.name, place, _agreement(one, other, gain)
 
     def _codes(self, latents: Array, codes: Array) -> float:
         """Codes are the nearest to the graph's own latents `[T, hidden]`, or they are wrong."""
@@ -250,14 +251,14 @@ def _levels(samples: Array) -> Iterator[tuple[str, Array]]:
     yield "NaN and infinity", broken
 
 
-def _agreement(right: Array, got: Array) -> float:
+def _agreement(right: Array, got: Array, gain: float) -> float:
     """SNR in dB; nothing in common where the result as a whole is louder or softer, which noise cannot be."""
     value = agreement(right, got)
-    if right.dtype.kind == "f" and right.shape == got.shape:
+    if value > -math.inf and right.dtype.kind == "f" and right.shape == got.shape:
         a, b = right.astype(np.float64).ravel(), got.astype(np.float64).ravel()
         power = float(a @ a)
         noise = 10 ** (-value / 20) / math.sqrt(a.size) if value > 0 else 0.0
-        if power > 0 and abs(float(a @ b) / power - 1) > GAIN + 4 * noise:
+        if power > 0 and abs(float(a @ b) / power - 1) > gain + 4 * noise:
             return -math.inf
     return value
 

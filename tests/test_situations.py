@@ -1,0 +1,149 @@
+"""Situations that no clip brings: right graphs pass in each of them, and mutants are named by situation and place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutations import (
+    Mutation,
+    broken,
+    less_beyond,
+    less_with_fewer,
+    loud_is_broken,
+    mixed_rows,
+    no_guard,
+    off_beyond,
+    picked,
+    quiet_is_silence,
+    squeezed,
+    stopped,
+    through,
+    times,
+    wrapped,
+)
+
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.precision import Fp16Options, Int8Options
+from mimi_export.export.convert import convert
+from mimi_export.media.signals import speech_like
+from mimi_export.parity.checks import DEFAULT_BUDGETS, judge
+from mimi_export.parity.clips import Clip
+from mimi_export.parity.examine import read_files, run_situations
+from mimi_export.parity.measure import measure
+from mimi_export.parity.reference import Reference
+from mimi_export.parity.situations import AGES, older
+
+CLIP = Clip("speech", speech_like(2.0, 1))
+
+
+@pytest.fixture(scope="module")
+def variants(tiny_variant, tmp_path_factory) -> dict[str, Path]:
+    """One variant of each precision, by name; `coarse` has 8-bit activations and codebooks."""
+    folder = tmp_path_factory.mktemp("situations")
+    found = {"fp32": tiny_variant(8), "ring": tiny_variant(8, "ring", 2)}
+    coarse = Int8Options(fine=("convs.enc_6.*",), round_codebooks=True, min_elements=0)
+    for name, option in (("fp16", Fp16Options()), ("int8", Int8Options()), ("coarse", coarse)):
+        convert(found["ring" if name == "coarse" else "fp32"], folder / name, option)
+        found[name] = folder / name
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint):
+    with Reference(tiny_checkpoint, [8], lambda text: None) as reference:
+        yield reference
+
+
+def failures(path: Path, reference: Reference) -> list[str]:
+    files = read_files(load_artifact(path), reference.checkpoint)
+    outcomes = run_situations(files, reference, reference.clip(CLIP))
+    return [f"{outcome.metric}: {outcome.where}" for outcome in outcomes if not outcome.passed]
+
+
+@pytest.mark.parametrize("name", ["fp32", "ring", "fp16", "int8", "coarse"])
+def test_right_graphs_pass(variants, reference, name):
+    assert failures(variants[name], reference) == []
+
+
+LESS = through("audio_values", less_beyond(2, 13, 0.01))
+FEWER = through("tap_latents", less_with_fewer(8, 0.01))
+ROW_0 = through("past_value_1", mixed_rows(1.0))
+SOME_OF_ROW_0 = through("audio_values", mixed_rows(0.05))
+MUTANTS: list[tuple[str, str, str, Mutation, str, str]] = [
+    ("position wraps", "ring", "encoder", through("past_position", wrapped(2**12)), "old_stream_db", "position 65535"),
+    ("position stops", "ring", "encoder", through("present_position", stopped(1024)), "old_stream_db", "at present_po"),
+    ("position stops", "ring", "decoder", through("past_position", stopped(1024)), "old_stream_db", "position 4095"),
+    ("position off", "ring", "decoder", through("past_position", off_beyond(2**20)), "old_stream_db", "position 10485"),
+    ("reads row 0", "fp32", "encoder", ROW_0, "rows_db", "row 1: parts at transformer_1"),
+    ("reads row 0", "ring", "encoder", ROW_0, "rows_db", "row of position 1023: parts at transformer_1"),
+    ("reads row 0", "int8", "encoder", ROW_0, "rows_db", "row 1: parts at"),
+    ("rows mixed", "fp16", "decoder", SOME_OF_ROW_0, "rows_db", "row 1: parts at audio_values"),
+    ("rows mixed", "int8", "decoder", SOME_OF_ROW_0, "rows_db", "row 1: parts at audio_values"),
+    ("rows mixed", "int8", "encoder", through("input_values", mixed_rows(0.05)), "rows_db", "row 1: parts at enc_0"),
+    ("fewer codebooks", "fp32", "decoder", FEWER, "codebooks_db", "1 codebook(s)"),
+    ("fewer codebooks", "int8", "decoder", FEWER, "codebooks_db", "1 codebook(s)"),
+    ("long calls", "fp32", "decoder", LESS, "call_size_db", "32 frame(s) a call, window full: parts at audio_values"),
+    ("long calls", "fp16", "decoder", LESS, "call_size_db", "32 frame(s) a call, window full: parts at audio_values"),
+    ("long calls", "int8", "decoder", LESS, "call_size_db", "32 frame(s) a call, window full: parts at audio_values"),
+    (
+        "32 frames begin anew", "fp16", "encoder", through("past_value_1", less_beyond(2, 31 * 1920, 1.0)),
+        "call_size_db", "32 frame(s) a call, window full: parts at transformer_1",
+    ),
+    ("output clipped", "fp32", "decoder", through("audio_values", squeezed(-1, 1)), "level_db", "at audio_values"),
+    ("output clipped", "int8", "decoder", through("audio_values", squeezed(-0.9, 0.9)), "level_db", "at audio_values"),
+    ("input clipped", "fp16", "encoder", through("input_values", squeezed(-1, 1)), "level_db", "samples up to 8"),
+    ("loud is broken", "int8", "encoder", through("input_values", loud_is_broken(2.0)), "level_db", "samples up to 8"),
+    ("quiet is silence", "fp32", "encoder", through("input_values", quiet_is_silence(1e-4)), "start_db", "at enc_0"),
+    ("no guard", "fp32", "encoder", no_guard, "level_db", "NaN and infinity, row 0: parts at enc_0"),
+    ("no guard", "coarse", "encoder", no_guard, "level_db", "NaN and infinity, row 0: parts at enc_0"),
+    ("codes are 0", "fp16", "encoder", through("audio_codes", times(0)), "start_db", "parts at audio_codes"),
+    ("codes are 0", "int8", "encoder", through("audio_codes", times(0)), "start_db", "parts at audio_codes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "mutation", "metric", "named"),
+    [pytest.param(*m[1:], id=f"{m[1]} {m[2]}, {m[0]}") for m in MUTANTS],
+)
+def test_every_mutant_is_named(variants, reference, tmp_path, name, kind, mutation, metric, named):
+    found = failures(broken(variants[name], tmp_path / "broken", kind, mutation), reference)
+    assert found, "nothing was seen"
+    assert found[0].startswith(f"{metric}: {kind}, ")
+    assert named in found[0]
+
+
+@pytest.mark.parametrize(
+    ("mutation", "where"),
+    [
+        (through("audio_codes", times(0)), "codebook"),
+        (through("audio_codes", picked(1, [0, 1, 2, 3, 5, 4, 6, 7])), "most in codebook 4"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_budgets_judge_the_codes(variants, reference, tmp_path, precision, mutation, where):
+    """A graph whose every code is 0, or whose levels are swapped, has the latents of a right one."""
+    path = broken(variants[precision], tmp_path / "broken", "encoder", mutation)
+    report = measure(path, reference.checkpoint, [CLIP], (1,), lambda text: None, reference)
+    missed = {check.metric: check for check in judge(report, DEFAULT_BUDGETS[precision]) if not check.passed}
+    assert {"search_agreement_percent", "codebook_agreement_percent"} <= set(missed)
+    assert "latent_snr_db" not in missed
+    assert where in missed["search_agreement_percent"].where
+
+
+def test_states_grow_older_by_turning_keys_and_moving_slots():
+    """`position` tokens later the newest key lies that many slots further and is turned by as many steps."""
+    quarter = 2**30  # of a turn
+    states = {
+        "position": np.array([[20]]),
+        "key_0": np.zeros((1, 1, 8, 2), np.float32),
+        "value_0": np.zeros((1, 1, 8, 2), np.float32),
+    }
+    states["key_0"][0, 0, 3] = [1, 0]
+    states["value_0"][0, 0, 3] = [1, 2]
+    aged = older(states, [9], [quarter])
+    assert aged["position"].tolist() == [[29]]
+    np.testing.assert_allclose(aged["key_0"][0, 0, 4], [0, 1], atol=1e-7)  # 9 quarters
+    assert aged["value_0"][0, 0, 4].tolist() == [1, 2]
+    assert all(age < 2**31 for age in AGES)
