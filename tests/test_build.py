@@ -51,7 +51,7 @@ def house(tiny_variant, tiny_checkpoint, tmp_path, monkeypatch):
     def house(names=("first",), variants=VARIANTS, **options):
         log.clear()
         options = {"load": load} | options
-        return build(variants, names, tmp_path / "artifacts", progress=lambda text: None, **options)
+        return build(variants, names, tmp_path / "artifacts", progress=lambda *told: None, **options)
 
     house.log = log
     house.model = torch.nn.Linear(2, 2)
@@ -91,7 +91,7 @@ def test_what_is_changed_is_built_again(house, change, monkeypatch):
     elif change == "revision":
         options = {"model": "model-a", "revision": "r2"}
     elif change == "recipe":
-        recipe = dataclasses.replace(FIRST.recipe, num_codebooks=4)
+        recipe = dataclasses.replace(FIRST.recipe, shape=Shape(4))
         options = {"variants": VARIANTS | {"first": dataclasses.replace(FIRST, recipe=recipe)}}
     elif change == "code":
         monkeypatch.setattr(build_module, "_code_sha256", lambda: "0")
@@ -188,7 +188,7 @@ def test_code_hash_knows_the_exporter(monkeypatch, tmp_path):
     (package / "cli").mkdir(parents=True)
     for name in ("__init__.py", "graphs.py", "cli/errors.py"):
         (package / name).write_text("1")
-    monkeypatch.setattr(build_module.mimi_export, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(build_module, "package_file", str(package / "__init__.py"))
     before = build_module._code_sha256()
     (package / "cli/errors.py").write_text("2")
     assert build_module._code_sha256() == before

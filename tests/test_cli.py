@@ -237,8 +237,8 @@ def test_build(cli, tmp_path, tiny_variant, monkeypatch):
     """Two runs; a copy stands in for the export, which `test_export` runs."""
     from mimi_export.export import build as build_module
 
-    def copy(checkpoint, path, num_codebooks, **options):
-        assert (checkpoint.source, num_codebooks, options["name"]) == ("synthetic:tiny", 4, "own")
+    def copy(checkpoint, path, shape, **options):
+        assert (checkpoint.source, shape.num_codebooks, options["name"]) == ("synthetic:tiny", 4, "own")
         options["progress"]("tracing the encoder")
         shutil.copytree(tiny_variant(), path)
 

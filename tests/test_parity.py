@@ -52,7 +52,7 @@ def wav(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("layout", "frames_per_call"), [("window", None), ("ring", 2)])
 def test_exact_variant_passes(tiny_variant, tiny_checkpoint, layout, frames_per_call):
     variant = tiny_variant(8, layout, frames_per_call)
-    report = measure(variant, tiny_checkpoint, default_clips(RATE, seconds=21.0), progress=lambda text: None)
+    report = measure(variant, tiny_checkpoint, default_clips(RATE, seconds=21.0), progress=lambda *told: None)
     report.checks = judge(report, DEFAULT_BUDGETS["fp32"])
     assert report.passed, [check.line for check in report.checks]
     assert list(report.clips[0].codes) == (["2"] if frames_per_call else ["1", "2", "3", "4", "7", "mixed"])
@@ -178,7 +178,7 @@ def test_other_model_is_refused(tiny_variant, full_geometry_checkpoint, speech):
     from mimi_export.errors import ArtifactError
 
     with pytest.raises(ArtifactError, match="--reference"):
-        measure(tiny_variant(8), full_geometry_checkpoint, [speech], progress=lambda text: None)
+        measure(tiny_variant(8), full_geometry_checkpoint, [speech], progress=lambda *told: None)
 
 
 @pytest.fixture
