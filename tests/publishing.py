@@ -16,7 +16,7 @@ import pytest
 from hub_server import TOKEN, HubServer
 
 from mimi_export.contract.directory import load_artifact, write_manifest
-from mimi_export.contract.manifest import Source
+from mimi_export.contract.manifest import Source, metadata_props
 from mimi_export.media.signals import speech_like
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.reports import json as report_json
@@ -48,7 +48,12 @@ def publication(folder: Path, checkpoint, variants: dict[str, Path]) -> Publicat
         copy = folder / name
         shutil.copytree(path, copy)
         manifest = load_artifact(copy).manifest
-        write_manifest(copy, dataclasses.replace(manifest, name=name, source=Source("kyutai/mimi", "0" * 40)))
+        manifest = dataclasses.replace(manifest, name=name, source=Source("kyutai/mimi", "0" * 40))
+        for graph in copy.glob("*_model.onnx"):
+            model = ir.load(graph)
+            model.metadata_props.update(metadata_props(manifest))
+            ir.save(model, graph)
+        write_manifest(copy, manifest)
         directories.append(copy)
     clips = [Clip("speech", samples=speech_like(1.5)), Clip("short", samples=speech_like(0.1, 1), stress=True)]
     run = check_parity(directories, clips, frames_per_call=[1, 2], load=lambda *_: checkpoint)
