@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from conftest import REPOSITORY
 from mutations import broken, lose_state, swap_states
 from safetensors.numpy import load_file, save_file
 
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact, write_manifest
-from mimi_export.runtime.golden import GOLDEN_NAME, replay_golden
+from mimi_export.contract.precision import Fp16Options, Int8Options
+from mimi_export.contract.spec import GRAPH_KINDS
+from mimi_export.export.convert import convert
+from mimi_export.runtime.golden import GOLDEN_NAME, least, replay_golden
 
 NO_TORCH = """
 import sys
@@ -61,7 +68,7 @@ def test_a_graph_that_computes_something_else_is_found(tiny_variant, tmp_path, k
     directory = broken(tiny_variant(8), tmp_path / "broken", kind, mutation)
     assert main(["verify", str(directory)]) == 1
     shown = capsys.readouterr()
-    assert "NOT as it was made" in shown.out
+    assert "NOT as it should be" in shown.out
     assert "does not compute here what it should" in shown.err
 
 
@@ -101,3 +108,65 @@ def load_artifact_without_files(directory):
 
     path = directory / "manifest.json"
     return parse_manifest(json.loads(path.read_text()), path)
+
+
+# --- conversions are judged by what fp32 gives
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_variant, tmp_path_factory):
+    """Conversions of both precisions, made once."""
+    folder = tmp_path_factory.mktemp("converted")
+    for name, options in {"fp16": Fp16Options(), "int8": Int8Options()}.items():
+        convert(tiny_variant(8), folder / name, options)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_a_conversion_has_the_golden_clip_of_its_parent(converted, tiny_variant, name, capsys):
+    assert (converted / name / GOLDEN_NAME).read_bytes() == (tiny_variant(8) / GOLDEN_NAME).read_bytes()
+    assert main(["verify", str(converted / name), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["recorded_from"] == load_artifact(tiny_variant(8)).manifest.name
+    assert result["codes_equal_percent"] > 80
+    assert 30 < result["snr_db"] < 80, "it is no copy of fp32, and near to it"
+
+
+def test_a_parent_with_an_older_clip_is_run_again(tiny_variant, tmp_path):
+    old = shutil.copytree(tiny_variant(8), tmp_path / "old")
+    save_file(load_file(old / GOLDEN_NAME), old / GOLDEN_NAME)  # without saying where it is from
+    write_manifest(old, load_artifact_without_files(old))
+    assert replay_golden(load_artifact(old)).recorded_from is None
+    convert(old, tmp_path / "new", Fp16Options())
+    assert replay_golden(load_artifact(tmp_path / "new")).recorded_from == load_artifact(old).manifest.name
+
+
+def test_a_graph_that_saturates_everywhere_alike_is_found(converted, tiny_variant, tmp_path, capsys, monkeypatch):
+    """As int8 on a processor that it is not for: files unchanged, the clip made elsewhere; the cause is named."""
+    bad = shutil.copytree(converted / "int8", tmp_path / "bad")
+    for kind in GRAPH_KINDS:
+        model = ir.load(bad / f"{kind}_model.onnx")
+        for name, value in model.graph.initializers.items():
+            array = value.const_value.numpy()
+            if array.dtype in (np.int8, np.uint8) and array.ndim == 2:
+                value.const_value = ir.tensor(np.roll(array, 1, axis=0), name=name)
+        ir.save(model, bad / f"{kind}_model.onnx")
+    write_manifest(bad, load_artifact_without_files(bad))
+    for has, words in (("avx2", ("(avx2)", "no VNNI", "fp32 or fp16")), ("avx-vnni", ("computes it wrongly",))):
+        monkeypatch.setattr("mimi_export.runtime.golden.instruction_set", lambda has=has: has)
+        assert main(["verify", str(bad)]) == 1
+        shown = capsys.readouterr()
+        assert "NOT as it should be" in shown.out
+        for word in ("encoder_model.onnx", "decoder_model.onnx", ort.__version__, *words):
+            assert word in shown.err
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "wanted"),
+    [("streaming-8cb", "fp32", 80), ("streaming-8cb-int8", "int8", 30), ("streaming-8cb-fp16", "fp16", 57),
+     ("my own", "int8", 20), ("streaming-8cb", "int8", 20)],
+)  # fmt: skip
+def test_the_recipe_says_what_is_good_enough(tiny_variant, name, precision, wanted, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    manifest = load_artifact(tiny_variant(8)).manifest
+    assert least(dataclasses.replace(manifest, name=name, precision=precision))[1] == wanted

@@ -111,6 +111,20 @@ def find_configs(directory: str | os.PathLike[str] | None = None) -> Path:
     raise ConfigError(f"no variant configurations (*.toml) in {candidates[0]}; name their directory with --configs")
 
 
+def find_recipe(name: str) -> Variant | None:
+    """The configuration called `name` among those that `find_configs` finds, also in their subdirectories.
+
+    Raises:
+        ConfigError: there is one, and `load_variant` refuses it.
+    """
+    try:
+        directory = find_configs()
+    except ConfigError:
+        return None
+    path = next((path for path in sorted(directory.rglob("*.toml")) if path.stem == name), None)
+    return None if path is None else load_variant(path)
+
+
 def load_variants(directory: str | os.PathLike[str]) -> dict[str, Variant]:
     """All configurations of a directory by name, in alphabetical order.
 

@@ -33,7 +33,7 @@ from mimi_export.passes.fp16_weights import HalfWeights, HalfWeightsResult
 from mimi_export.passes.int8_codebooks import RoundedCodebooks
 from mimi_export.passes.int8_dynamic import DynamicMatmuls
 from mimi_export.passes.interface import SetMetadata
-from mimi_export.runtime.golden import write_golden
+from mimi_export.runtime.golden import copy_golden, replay_golden
 
 FP32 = "fp32"
 Progress = Callable[[str], None]
@@ -83,7 +83,7 @@ def convert(
 
     Raises:
         ArtifactError: the parent is no variant, incomplete, changed, or converted already.
-        GraphError: a weight does not fit into float16, or the result does not load.
+        GraphError: a weight does not fit into float16, or the result does not load or run.
         ConfigError: a pattern fits no weight.
         OutputError: the directory exists and `force` is not given, cannot be written, or is the parent.
     """
@@ -113,9 +113,10 @@ def convert(
             path = directory / spec.file_name
             ir.save(SetMetadata(metadata_props(manifest), __version__)(graphs[kind].model).model, path)
             onnx.checker.check_model(str(path), full_check=True)
-        progress("running the golden clip")
-        write_golden(directory, manifest)
+        copy_golden(parent, directory)
         manifest = write_manifest(directory, manifest)
+        progress("running the golden clip")
+        replay_golden(load_artifact(directory))  # refuses graphs that do not run or hand on other states
     return Conversion(manifest, graphs)
 
 

@@ -17,8 +17,8 @@ from mimi_export.errors import HubError
 from mimi_export.hub.client import Client
 from mimi_export.hub.plan import LocalFile, Plan, Remote, make_plan
 from mimi_export.hub.subjects import Subject
-from mimi_export.hub.verify import verify_batch, verify_variant
 from mimi_export.remote.retry import retried
+from mimi_export.runtime.golden import verify_batch, verify_variant
 
 Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
