@@ -33,7 +33,7 @@ CALL_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 13, 32)
 FIRST_CALLS = (1, 3, 32)  # frames of a call that begins a stream
 EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every stage, state and row
 ROUNDED_DB = 6.0  # activations of 8 bits leave 14 dB and more where a state's numbers are few and small
-PLAIN_DB = 100.0  # a place that 8-bit activations do not reach
+PLAIN_DB = 110.0  # a place that no rounded activations reach: 16 bits leave 88 to 101 dB, float32 115 and more
 GAIN, STAGE_GAIN = 0.004, 0.03  # by how much a result, or a stage, may be louder than it should be, noise apart
 
 Array = npt.NDArray[Any]
