@@ -351,7 +351,7 @@ def test_command_line(parent, tmp_path, capsys):
             "--keep-float", "layers.*.fc1", "--keep-float", "*.projection")  # fmt: skip
     assert "encoder_model.onnx" in capsys.readouterr().out
     record = load_artifact(tmp_path / "int8").manifest.conversion[1]
-    assert list(record) == ["precision", "keep_float", "round_codebooks", "calibration", "sha256"]
+    assert list(record) == ["precision", "keep_float", "round_codebooks", "rounding", "calibration", "sha256"]
     assert record["keep_float"] == ["layers.*.fc1", "*.projection"]
     assert record["round_codebooks"] is True
 

@@ -64,7 +64,7 @@ class Calibration:
     def record(self) -> dict[str, Any]:
         """For the manifest: what was heard, and the SHA-256 of its samples (float32, little-endian)."""
         digest = hashlib.sha256(self._sound.astype("<f4").tobytes()).hexdigest()
-        return {"calibration": self._source, "sha256": digest}
+        return {"rounding": "feedback", "calibration": self._source, "sha256": digest}
 
     def round(self, model: ir.Model, spec: GraphSpec, names: Iterable[str], progress: Progress) -> dict[str, Rounded]:
         """Codes of the named products of a float32 graph.

@@ -114,8 +114,9 @@ def _replace(graph: ir.Graph, name: str, book: Codebook) -> None:
         build = Builder()
         rows = build("Gather", [entries, code], f"{name}.rows")
         floats = build("Cast", [rows], f"{name}.floats", {"to": int(ir.DataType.FLOAT)})
-        scales = new_initializer(graph, f"{name}.entry{SCALES}", rounded.scales[:, None])
-        scale = build("Gather", [scales, code], f"{name}.row_scales")
+        last = new_initializer(graph, f"{name}.last_axis", np.array([1], np.int64))
+        column = build("Unsqueeze", [graph.initializers[f"{name}{SCALES}"], last], f"{name}.column")  # at load
+        scale = build("Gather", [column, code], f"{name}.row_scales")
         build.replace(graph, book.gather, build("Mul", [floats, scale], f"{name}.entry"))
 
 

@@ -99,14 +99,14 @@ class RoundedActivations:
 
     def __init__(self, graph: ir.Graph, build: Builder, x: ir.Value, name: str) -> None:
         self._graph = graph
-        one, finer = self._constant("step", 1 / STEPS), self._constant("finer_step", 1 / STEPS / FINER)
+        step, finer = self._constant("step", 1 / STEPS), self._constant("finer_step", 1 / STEPS / FINER)
         middle, axis = self._constant("middle", MIDDLE, np.uint8), self._constant("axis", [-1], np.int64)
         magnitude = build("Abs", [x], f"{name}.magnitude")
         reach = build("ReduceMax", [magnitude, axis], f"{name}.reach")
         self._peak = build("Max", [reach, self._constant("tiny", TINY)], f"{name}.peak")
         share = build("Div", [x, self._peak], f"{name}.share")
-        first = build("QuantizeLinear", [share, one, middle], f"{name}.first")
-        floats = build("DequantizeLinear", [first, one, middle], f"{name}.floats")
+        first = build("QuantizeLinear", [share, step, middle], f"{name}.first")
+        floats = build("DequantizeLinear", [first, step, middle], f"{name}.floats")
         left = build("Sub", [share, floats], f"{name}.left")
         second = build("QuantizeLinear", [left, finer, middle], f"{name}.second")
         self._codes = build("Concat", [first, second], f"{name}.codes", {"axis": 0})
@@ -115,30 +115,30 @@ class RoundedActivations:
         """The product with integers `[in, out]`, as float32; `scales` `[out]` say what a step of them stands for."""
         sums = build("MatMulInteger", [self._codes, weight, self._constant("middle", MIDDLE, np.uint8)], f"{name}.sums")
         wide = build("Cast", [sums], f"{name}.cast", {"to": int(ir.DataType.FLOAT)})
-        step = new_initializer(self._graph, f"{name}{SCALES}", (scales / STEPS).astype(np.float32))
-        scale = build("Mul", [self._one(), step], f"{name}.scale")
+        step = new_initializer(self._graph, f"{name}{SCALES}", scales)
+        scale = build("Mul", [self._share(), step], f"{name}.scale")
         scaled = build("Mul", [wide, scale], f"{name}.scaled")
         outputs = (f"{name}.first", f"{name}.second")
         first, second = build.add("Split", [scaled], f"{name}.halves", {"axis": 0, "num_outputs": 2}, outputs)
-        rest = build("Mul", [second, self._constant("share", 1 / FINER)], f"{name}.rest")
+        rest = build("Mul", [second, self._constant("rest", 1 / FINER)], f"{name}.rest")
         return build("Mul", [build("Add", [first, rest], f"{name}.both"), self._peak], f"{name}.product")
 
-    def _one(self) -> ir.Value:
-        """A scalar 1 that is not known before the graph runs.
+    def _share(self) -> ir.Value:
+        """1/63 as a scalar that is not known before the graph runs.
 
         onnxruntime makes one operator of a product of integers, its `Cast` and its `Mul` where the latter's factor
         is a product of a scalar and a vector, and it would multiply constants with each other before it looks.
         """
-        name = f"{PREFIX}.one"
+        name = f"{PREFIX}.share"
         for node in self._graph:
             if node.name == name:
                 return node.outputs[0]
         build = Builder()
         size = build("Size", [self._graph.inputs[0]], f"{PREFIX}.size")
         floats = build("Cast", [size], f"{PREFIX}.size_float", {"to": int(ir.DataType.FLOAT)})
-        one = build("Min", [floats, self._constant("most", 1)], name)
+        share = build("Min", [floats, self._constant("step", 1 / STEPS)], name)
         self._graph.insert_before(self._graph[0], build.nodes)
-        return one
+        return share
 
     def _constant(self, name: str, value: Any, dtype: type = np.float32) -> ir.Value:
         """A constant that all products of the graph share."""
