@@ -31,6 +31,7 @@ SECONDS = 60.0  # of generated speech for the real geometry; narrower ones have 
 REAL_WIDTH = 512
 LEAST_SECONDS = 4.0
 FRAMES_PER_CALL = 25  # where the graph leaves it free
+WEIGHTS_PER_LINE = 10  # of progress
 ROWS_PER_FRAME = 16  # of one tensor; those next to the waveform have hundreds
 
 Array = npt.NDArray[Any]
@@ -80,8 +81,9 @@ class Calibration:
         progress(f"calibrating the {spec.kind}")
         grams = self._listen(model, spec, matmuls)
         rounded = {}
-        for number, (name, matmul) in enumerate(matmuls.items(), start=1):
-            progress(f"rounding weight {number} of {len(matmuls)} of the {spec.kind}")
+        for number, (name, matmul) in enumerate(matmuls.items()):
+            if number % WEIGHTS_PER_LINE == 0:
+                progress(f"rounding the {spec.kind}, {number} of {len(matmuls)} weights done")
             rounded[name] = round_with_feedback(matmul.matrix(), grams[str(matmul.x.name)])
         return rounded
 
