@@ -38,6 +38,7 @@ from mimi_export.passes.interface import SetMetadata
 from mimi_export.passes.rounding import Rounded
 from mimi_export.runtime.golden import copy_golden, replay_golden
 from mimi_export.runtime.integers import check_integers
+from mimi_export.runtime.session import GraphSession
 
 FP32 = "fp32"
 Progress = Callable[[str], None]
@@ -87,7 +88,8 @@ def convert(
 
     Raises:
         ArtifactError: the parent is no variant, incomplete, changed, or converted already.
-        GraphError: a weight does not fit into float16, or the result does not load or run.
+        GraphError: a graph of the parent is not the manifest's, a weight does not fit into float16, or the result does
+            not load or run.
         ConfigError: a pattern fits no weight.
         OutputError: the directory exists and `force` is not given, cannot be written, or is the parent.
     """
@@ -199,8 +201,9 @@ def _refuse_converted(parent: Artifact) -> None:
 
 
 def _refuse_mixed(parent: Artifact, models: dict[GraphKind, ir.Model]) -> None:
-    """Compare what each graph says about itself with the manifest, which may have been written over it."""
+    """Compare each graph, and what it says about itself, with the manifest, which may have been written over it."""
     for kind, model in models.items():
+        GraphSession(parent.graph_path(kind), parent.spec(kind))
         found, wanted = model.metadata_props.get("precision"), parent.manifest.precision
         if found != wanted:
             raise ArtifactError(
