@@ -60,7 +60,7 @@ def convert_int8(
 
     \b
       mimi-export convert int8 artifacts/streaming-8cb artifacts/streaming-8cb-int8
-      mimi-export convert int8 IN OUT --fine '*' --keep-float 'decoder:*.projection'
+      mimi-export convert int8 IN OUT --calibrate interview.flac --keep-float 'decoder:*.projection'
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     run_conversion(input_dir, output_dir, options, name, force, json)
 
@@ -96,7 +96,7 @@ def run_conversion(
         note(f"{done.underflows} weights are too small for float16 and became zero")
 
 
-@takes_options(Int8Options, fine=())
+@takes_options(Int8Options)
 def sensitivity(
     options: Int8Options,
     variant: Annotated[Path, typer.Argument(metavar="DIR", help="A finished fp32 variant.")] = DEFAULT_VARIANT,
@@ -109,11 +109,11 @@ def sensitivity(
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
     json: Json = False,
 ) -> None:
-    """Convert with all weights in 8 bits, then with one group at a time in float32 or with 16-bit activations.
+    """Convert with all weights in 8 bits, then with one group at a time in float32.
 
     \b
       mimi-export sensitivity artifacts/streaming-8cb
-      mimi-export sensitivity artifacts/streaming-8cb --clip speech.flac --fine 'convs.*'
+      mimi-export sensitivity artifacts/streaming-8cb --clip speech.flac
 
     Shows what each group gains in dB and costs in MiB and milliseconds. Times are differences of medians of calls
     made in turn, and need a quiet machine.
@@ -134,7 +134,7 @@ def sensitivity(
     if json:
         show_json({"command": "sensitivity", "variant": str(variant), "rows": [row.to_dict() for row in rows]})
         return
-    columns = ("graph", "group", "form", "dB", "dB gained", "MiB more", "ms more")
+    columns = ("graph", "group", "dB", "dB gained", "MiB more", "ms more")
     show_table("Sensitivity to 8 bits", columns, [row.cells() for row in rows])
 
 

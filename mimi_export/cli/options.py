@@ -42,19 +42,15 @@ Provider = Annotated[
 ]
 
 
-def takes_options(kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have an option for each field of the dataclass `kind`; its parameter `options` gets the instance.
 
-    A tuple is an option that may be given several times.
-
-    Args:
-        kind: fields carry `help` and `metavar` as metadata.
-        defaults: in place of those of `kind`.
+    A tuple is an option that may be given several times. Fields carry `help` and `metavar` as metadata.
     """
     types = typing.get_type_hints(kind)
 
     def parameter(entry: Field[Any]) -> inspect.Parameter:
-        wanted, default = types[entry.name], defaults.get(entry.name, entry.default)
+        wanted, default = types[entry.name], entry.default
         shown = typer.Option(
             f"--{entry.name.replace('_', '-')}", metavar=entry.metadata["metavar"], help=entry.metadata["help"]
         )
@@ -70,7 +66,7 @@ def takes_options(kind: type[Any], **defaults: Any) -> Callable[[Callable[..., N
             given = {entry.name: values.pop(entry.name) for entry in fields(kind)}
             given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
             given = {name: value for name, value in given.items() if value is not None and value != ()}
-            command(options=kind(**{**defaults, **given}), **values)
+            command(options=kind(**given), **values)
 
         added = [parameter(entry) for entry in fields(kind)]
         order: list[inspect.Parameter] = []

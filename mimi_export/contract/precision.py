@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mimi_export.contract.spec import GraphKind
-from mimi_export.errors import ConfigError
 
-# Convolutions and the quantiser's projections lose most by 8-bit activations, and have few products.
-FINE = ("convs.*", "*.projection")
 KEEP_FLOAT = "Weights to leave in float32, by name (`decoder:*.projection`); may be given several times."
 
 
@@ -40,47 +37,22 @@ class Fp16Options:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """Products of 8-bit integers; what is left of large weights as float16.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
+    """Products of 8-bit integers; what is left of large weights as float16."""
 
     precision: ClassVar[str] = "int8"
     keep_float: tuple[str, ...] = option((), KEEP_FLOAT, "PATTERN")
-    fine: tuple[str, ...] = option(
-        FINE,
-        "Products whose activations get 16 bits, at no cost in size [default: convs.* and *.projection; '*' is the "
-        "most accurate].",
-        "PATTERN",
-    )
-    signed: bool = option(
-        False,
-        "int8 instead of uint8 weights for MatMulInteger: faster with VNNI or AMX and on ARM, but x86 processors "
-        "without VNNI then saturate and give wrong results.",
-    )
     round_codebooks: bool = option(
         False, "Search the encoder's codebooks in 8 bits as well: 12 MiB less, a little faster, about 1 of 100 codes."
     )
-    min_elements: int | None = option(
-        None, "Leave weights with fewer elements in float32 [default: a 400th of the graph]; 0 for none.", "N"
+    calibrate: tuple[str, ...] = option(
+        (),
+        "Recordings to round weights by; may be given several times [default: a minute of generated speech].",
+        "FILE",
     )
 
-    def __post_init__(self) -> None:
-        """Compare with what the passes can do."""
-        if self.min_elements is not None and self.min_elements < 0:
-            raise ConfigError(f"min_elements is {self.min_elements}, expected 0 or more")
-
     def record(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "precision": "int8",
-            "keep_float": list(self.keep_float),
-            "fine": list(self.fine),
-            "signed": self.signed,
-            "round_codebooks": self.round_codebooks,
-            "min_elements": self.min_elements,
-        }
+        """For the manifest; the calibration is recorded by what was heard."""
+        return {"precision": "int8", "keep_float": list(self.keep_float), "round_codebooks": self.round_codebooks}
 
 
 Options = Fp16Options | Int8Options

@@ -3,8 +3,8 @@
     fp16   weights stored as float16, arithmetic in float32: half the download, a drop-in replacement
     int8   products of 8-bit integers; what is left of large weights stored as float16
 
-Nothing is guessed: `sensitivity` measures what each group of weights costs, and the defaults here are its result on
-the synthetic checkpoint. The encoder's codebooks stay float32, unless asked for: the search then sees what was fitted.
+Large weights are those that count for the size; small ones stay float32. The encoder's codebooks do, too, unless asked
+for: the search then sees what was fitted. `sensitivity` measures what each group of weights costs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,21 @@ import onnx_ir as ir
 from mimi_export import __version__
 from mimi_export.contract.directory import Artifact, load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
+from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, metadata_props
 from mimi_export.contract.precision import Int8Options, Options
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
 from mimi_export.errors import ArtifactError, OutputError
+from mimi_export.export.calibration import Calibration
 from mimi_export.export.precision import Form, Forms, check_patterns, weight_forms
 from mimi_export.passes.fp16_weights import HalfWeights, HalfWeightsResult
 from mimi_export.passes.int8_codebooks import RoundedCodebooks
-from mimi_export.passes.int8_dynamic import DynamicMatmuls
+from mimi_export.passes.int8_matmuls import IntegerMatmuls
 from mimi_export.passes.interface import SetMetadata
+from mimi_export.passes.rounding import Rounded
 from mimi_export.runtime.golden import copy_golden, replay_golden
+from mimi_export.runtime.integers import check_integers
+from mimi_export.runtime.session import GraphSession
 
 FP32 = "fp32"
 Progress = Callable[[str], None]
@@ -83,7 +88,8 @@ def convert(
 
     Raises:
         ArtifactError: the parent is no variant, incomplete, changed, or converted already.
-        GraphError: a weight does not fit into float16, or the result does not load or run.
+        GraphError: a graph of the parent is not the manifest's, a weight does not fit into float16, or the result does
+            not load or run.
         ConfigError: a pattern fits no weight.
         OutputError: the directory exists and `force` is not given, cannot be written, or is the parent.
     """
@@ -97,14 +103,19 @@ def convert(
         models = {kind: ir.load(parent.graph_path(kind)) for kind in GRAPH_KINDS}
         _refuse_mixed(parent, models)
         check_patterns(models, options)
+        calibration = calibration_for(options, parent.geometry)
         for kind in GRAPH_KINDS:
             progress(f"converting the {kind} to {options.precision}")
-            graphs[kind] = convert_graph(models[kind], kind, options)
+            graphs[kind] = convert_graph(models[kind], parent.spec(kind), options, calibration, progress)
         manifest = dataclasses.replace(
             parent.manifest,
             name=name or target.resolve().name,
             precision=options.precision,
-            conversion=[_parent_record(parent), options.record(), *map(_weights_record, graphs.items())],
+            conversion=[
+                _parent_record(parent),
+                {**options.record(), **(calibration.record() if calibration else {})},
+                *map(_weights_record, graphs.items()),
+            ],
             files={},
         )
         for kind in GRAPH_KINDS:
@@ -113,6 +124,7 @@ def convert(
             path = directory / spec.file_name
             ir.save(SetMetadata(metadata_props(manifest), __version__)(graphs[kind].model).model, path)
             onnx.checker.check_model(str(path), full_check=True)
+            check_integers(path)
         copy_golden(parent, directory)
         manifest = write_manifest(directory, manifest)
         progress("running the golden clip")
@@ -120,16 +132,42 @@ def convert(
     return Conversion(manifest, graphs)
 
 
-def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> ConvertedGraph:
+def convert_graph(
+    model: ir.Model,
+    spec: GraphSpec,
+    options: Options,
+    calibration: Calibration | None = None,
+    progress: Progress = logger.info,
+) -> ConvertedGraph:
     """Run the passes of one graph; `model` is left as it is.
+
+    Args:
+        model: the graph.
+        spec: its inputs and outputs.
+        options: which precision, and how.
+        calibration: for int8; has heard the encoder before it comes to a decoder.
+        progress: told of each step.
 
     Raises:
         ArtifactError: a pass refuses the graph.
         GraphError: a weight does not fit into float16.
     """
-    forms = weight_forms(model, kind, options)
+    forms = weight_forms(model, spec.kind, options)
+    rounded: dict[str, Rounded] = {}
+    if calibration is not None:
+        rounded = calibration.round(model, spec, names_of(forms, "int8"), progress)
+    return rewrite_graph(model, spec.kind, forms, rounded)
+
+
+def rewrite_graph(model: ir.Model, kind: GraphKind, forms: Forms, rounded: Mapping[str, Rounded]) -> ConvertedGraph:
+    """Give each weight of a graph its form; `rounded` has the codes of those that become int8."""
+    steps = (
+        IntegerMatmuls({name: rounded[name] for name in names_of(forms, "int8")}),
+        RoundedCodebooks(names_of(forms, "codebook")),
+        HalfWeights(names_of(forms, "float16")),
+    )
     underflows = 0
-    for step in _passes(forms, options):
+    for step in steps:
         try:
             result = step(model)
         except ir.passes.PreconditionError as error:
@@ -140,14 +178,18 @@ def convert_graph(model: ir.Model, kind: GraphKind, options: Options) -> Convert
     return ConvertedGraph(model, forms, underflows)
 
 
-def _passes(forms: Forms, options: Options) -> Iterator[ir.passes.FunctionalPass]:
-    def names(*wanted: Form) -> set[str]:
-        return {name for name, form in forms.items() if form in wanted}
+def calibration_for(options: Options, geometry: Geometry) -> Calibration | None:
+    """What int8 weights are rounded by; float16 needs nothing.
 
-    if isinstance(options, Int8Options):
-        yield DynamicMatmuls(names("int8", "int8 fine"), names("int8 fine"), not options.signed)
-        yield RoundedCodebooks(names("codebook"), not options.signed)
-    yield HalfWeights(names("float16"))
+    Raises:
+        AudioError: a recording cannot be read.
+    """
+    return Calibration(geometry, options.calibrate) if isinstance(options, Int8Options) else None
+
+
+def names_of(forms: Forms, wanted: Form) -> set[str]:
+    """Weights of one form."""
+    return {name for name, form in forms.items() if form == wanted}
 
 
 def _refuse_converted(parent: Artifact) -> None:
@@ -159,8 +201,9 @@ def _refuse_converted(parent: Artifact) -> None:
 
 
 def _refuse_mixed(parent: Artifact, models: dict[GraphKind, ir.Model]) -> None:
-    """Compare what each graph says about itself with the manifest, which may have been written over it."""
+    """Compare each graph, and what it says about itself, with the manifest, which may have been written over it."""
     for kind, model in models.items():
+        GraphSession(parent.graph_path(kind), parent.spec(kind))
         found, wanted = model.metadata_props.get("precision"), parent.manifest.precision
         if found != wanted:
             raise ArtifactError(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from mimi_export.contract.precision import Fp16Options, Int8Options, Options, patterns_for
+from mimi_export.contract.precision import Int8Options, Options, patterns_for
 from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ConfigError
 from mimi_export.passes.int8_codebooks import find_codebooks
@@ -23,8 +23,7 @@ CODEBOOKS = "encoder:*.codebooks.*"
 # they belong to the convolutions next to the waveform, which are applied most often and lose most by 8 bits.
 SMALL_SHARE = 400
 
-# `int8 fine` has activations of 16 bits, `codebook` is an int8 matrix that is searched and read by rows.
-Form = Literal["float32", "float16", "int8", "int8 fine", "codebook"]
+Form = Literal["float32", "float16", "int8", "codebook"]  # a codebook is an int8 matrix that is read by rows as well
 Forms = dict[str, Form]
 
 
@@ -32,17 +31,13 @@ def weight_forms(model: ir.Model, kind: GraphKind, options: Options) -> Forms:
     """The form of every float32 weight of a graph, by name."""
     weights = {name: read_array(value).size for name, value in float_weights(model).items()}
     fewest = sum(weights.values()) // SMALL_SHARE
-    kept = patterns_for(kind, (*ALWAYS_FLOAT, *options.keep_float))
-    books = patterns_for(kind, (CODEBOOKS,))
-    forms: Forms = {name: "float16" if size >= fewest else "float32" for name, size in weights.items()}
-    forms |= dict.fromkeys((name for name in weights if matches(name, (*kept, *books))), "float32")
+    kept, books = patterns_for(kind, (*ALWAYS_FLOAT, *options.keep_float)), patterns_for(kind, (CODEBOOKS,))
+    forms: Forms = dict.fromkeys(weights, "float32")
+    large = [name for name, size in weights.items() if size >= fewest and not matches(name, (*kept, *books))]
+    forms |= dict.fromkeys(large, "float16")
     if isinstance(options, Int8Options):
-        if options.min_elements is not None:
-            fewest = options.min_elements
-        fine = patterns_for(kind, options.fine)
-        for name in find_matmuls(model):
-            if weights[name] >= fewest and not matches(name, (*kept, *books)):
-                forms[name] = "int8 fine" if matches(name, fine) else "int8"
+        matmuls = find_matmuls(model)
+        forms |= dict.fromkeys((name for name in large if name in matmuls), "int8")
         if options.round_codebooks:
             found = [name for name in find_codebooks(model) if matches(name, books) and not matches(name, kept)]
             forms |= dict.fromkeys(found, "codebook")
@@ -52,8 +47,7 @@ def weight_forms(model: ir.Model, kind: GraphKind, options: Options) -> Forms:
 def check_patterns(models: dict[GraphKind, ir.Model], options: Options) -> None:
     """Raise `ConfigError` for a pattern of the options that fits no weight of any graph."""
     names = {kind: list(float_weights(model)) for kind, model in models.items()}
-    lists = [options.keep_float] if isinstance(options, Fp16Options) else [options.keep_float, options.fine]
-    for pattern in (pattern for patterns in lists for pattern in patterns):
+    for pattern in options.keep_float:
         if not any(matches(name, patterns_for(kind, [pattern])) for kind in names for name in names[kind]):
             raise ConfigError(
                 f"no weight is called {pattern!r}; names look like layers.0.fc1, convs.enc_0.weight or "

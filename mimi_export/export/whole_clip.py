@@ -34,13 +34,14 @@ from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, FileEnt
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError
-from mimi_export.export.convert import convert_graph
+from mimi_export.export.convert import calibration_for, convert_graph
 from mimi_export.export.trace import onnx_program
 from mimi_export.export.variant import finish, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import streaming_graph
 from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.whole_clip import EncloseStates, PadToFrames
+from mimi_export.runtime.integers import check_integers
 
 GRAPH_FOLDER = "onnx"
 
@@ -99,17 +100,26 @@ def export_batch(
     with atomic_directory(output_dir, force, marker=BATCH_MANIFEST) as directory:
         (directory / GRAPH_FOLDER).mkdir()
         written: dict[str, dict[GraphKind, str]] = {dtype: {} for dtype in dtypes}
+        calibrations = {
+            dtype: calibration_for(options, geometry)
+            for dtype, (_, options) in DTYPES.items()
+            if dtype in dtypes and options is not None
+        }
         for kind in GRAPH_KINDS:
             progress(f"tracing the {kind}")
+            spec = batch_spec(geometry, kind, count)
             model = batch_graph(checkpoint, kind, count)
             for dtype in dtypes:
                 suffix, options = DTYPES[dtype]
                 file = f"{GRAPH_FOLDER}/{kind}_model{suffix}.onnx"
                 progress(f"writing and checking {file}")
-                converted = model if options is None else convert_graph(model, kind, options).model
+                converted = model
+                if options is not None:
+                    converted = convert_graph(model, spec, options, calibrations[dtype], progress).model
                 SetMetadata(_props(checkpoint, title, count, dtype), __version__)(converted)
                 ir.save(converted, directory / file)
                 onnx.checker.check_model(str(directory / file), full_check=True)
+                check_integers(directory / file)
                 written[dtype][kind] = file
         _write_json(directory / "config.json", config_json(checkpoint, count, dtypes))
         _write_json(directory / "preprocessor_config.json", preprocessor_json(geometry))

@@ -45,7 +45,7 @@ OPERATORS = """
     GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max Min Mod Mul Neg Not Or Pad Range ReduceSum
     Reshape ScatterND Shape Sin Slice Softmax Split Squeeze Sub Tile Transpose Unsqueeze Where
 """
-INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear"
+INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear ReduceMax Size"
 TARGETS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL)  # of a Cast
 
 Array = npt.NDArray[Any]

@@ -39,6 +39,7 @@ from mimi_export.parity.results import (
 )
 from mimi_export.parity.ties import Agreement, judge_codes, search
 from mimi_export.runtime import Codec, DecoderStream
+from mimi_export.runtime.integers import check_artifact
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
@@ -73,6 +74,8 @@ def measure(
         AudioError: a clip cannot be read.
     """
     artifact = variant if isinstance(variant, Artifact) else load_artifact(variant)
+    if artifact.manifest.precision == "int8":
+        check_artifact(artifact)
     listed = clips_from_arrays(clips) if isinstance(clips, Mapping) else list(clips)
     if not listed:
         raise ValueError("no clips to measure")

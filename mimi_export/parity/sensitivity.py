@@ -1,8 +1,8 @@
 """What 8 bits cost, one group of weights at a time: decibels gained against MiB and milliseconds.
 
-The graph is converted with every weight in 8 bits, then again and again with one group left in float32, and with one
-group's activations in 16 bits. Each result streams a clip of speech, one frame a call; latents (encoder) or audio
-(decoder) are compared with batch PyTorch. Milliseconds are differences of medians of calls that are made in turn.
+The graph is converted with every weight in 8 bits, then again and again with one group left in float32. Each result
+streams a clip of speech, one frame a call; latents (encoder) or audio (decoder) are compared with batch PyTorch.
+Milliseconds are differences of medians of calls that are made in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from mimi_export.contract.directory import Artifact
 from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
-from mimi_export.export.convert import convert_graph
+from mimi_export.export.calibration import Calibration
+from mimi_export.export.convert import names_of, rewrite_graph
 from mimi_export.export.precision import weight_forms
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
@@ -44,11 +45,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One conversion: which group was treated how, and what came of it, against all groups in 8 bits."""
+    """One conversion: which group stayed float32, and what came of it, against all groups in 8 bits."""
 
     graph: GraphKind
     group: str
-    form: str
     snr_db: float
     gained_db: float
     more_mib: float
@@ -61,7 +61,7 @@ class Row:
     def cells(self) -> tuple[str | float, ...]:
         """For a table."""
         numbers = (self.snr_db, self.gained_db, self.more_mib, self.more_ms)
-        return (self.graph, self.group, self.form, *(round(number, 2) for number in numbers))
+        return (self.graph, self.group, *(round(number, 2) for number in numbers))
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,12 @@ def speech_clip(sampling_rate: int, seconds: float) -> Clip:
     return Clip("speech_like", samples=speech_like(seconds, 1, sampling_rate))
 
 
-def weight_groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of weights by pattern: the same place in all transformer layers is one group, and so is each residual
-    unit; everything else stands alone.
+def weight_groups(names: Iterable[str]) -> list[str]:
+    """Patterns of weights: the same place in all transformer layers is one group, and so is each residual unit;
+    everything else stands alone.
     """
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        group = re.sub(r"_b\d\.weight$", "_b*.weight", FIRST_OF_LAYERS.sub("*", name))
-        groups.setdefault(group, []).append(name)
-    return groups
+    groups = [re.sub(r"_b\d\.weight$", "_b*.weight", FIRST_OF_LAYERS.sub("*", name)) for name in sorted(names)]
+    return list(dict.fromkeys(groups))
 
 
 def measure_sensitivity(
@@ -103,7 +100,7 @@ def measure_sensitivity(
         artifact: an fp32 variant.
         checkpoint: the model that it was made from.
         clip: what to stream.
-        options: the conversion; its `keep_float` and `fine` hold for every trial.
+        options: the conversion; its `keep_float` holds for every trial.
         seconds: how much of the clip to use.
         kinds: which graphs.
         progress: told of each trial.
@@ -120,8 +117,10 @@ def measure_sensitivity(
     rows = []
     with Reference(checkpoint, [count], progress) as reference:
         truth = reference.clip(clip)
-        for kind in kinds:
-            rows += _Graph(artifact, kind, truth, options, seconds, progress).rows()
+        calibration = Calibration(artifact.geometry, options.calibrate)
+        for kind in GRAPH_KINDS:  # both, for the decoder is calibrated with the encoder's codes
+            graph = _Graph(artifact, kind, truth, options, seconds, calibration, progress)
+            rows += graph.rows() if kind in kinds else []
     return rows
 
 
@@ -135,6 +134,7 @@ class _Graph:
         truth: ReferenceClip,
         options: Int8Options,
         seconds: float,
+        calibration: Calibration,
         progress: Progress,
     ) -> None:
         self.spec, self.kind, self.options = artifact.spec(kind), kind, options
@@ -142,29 +142,28 @@ class _Graph:
         self.truth, self.progress = truth, progress
         self.frames = max(1, int(seconds * artifact.geometry.frame_rate))
         self.model = ir.load(artifact.graph_path(kind))
+        forms = weight_forms(self.model, kind, options)
+        self.groups = weight_groups(names_of(forms, "int8"))
+        self.rounded = calibration.round(self.model, self.spec, names_of(forms, "int8"), progress)
 
     def rows(self) -> list[Row]:
         base = self._try("everything in 8 bits", self.options)
         rows = []
-        forms = weight_forms(self.model, self.kind, self.options)
-        for group, names in weight_groups(name for name, form in forms.items() if form.startswith("int8")).items():
-            pattern = f"{self.kind}:{group}"
-            options = dataclasses.replace(self.options, keep_float=(*self.options.keep_float, pattern))
-            rows.append(self._row(base, group, "float32", options))
-            if any(forms[name] == "int8" for name in names):
-                options = dataclasses.replace(self.options, fine=(*self.options.fine, pattern))
-                rows.append(self._row(base, group, "16-bit activations", options))
+        for group in self.groups:
+            options = dataclasses.replace(self.options, keep_float=(*self.options.keep_float, f"{self.kind}:{group}"))
+            rows.append(self._row(base, group, options))
         rows.sort(key=lambda row: -row.gained_db)
-        return [Row(self.kind, "(all)", "8 bits", base.snr_db, 0.0, 0.0, 0.0), *rows]
+        return [Row(self.kind, "(all)", base.snr_db, 0.0, 0.0, 0.0), *rows]
 
-    def _row(self, base: _Trial, group: str, form: str, options: Int8Options) -> Row:
-        trial = self._try(f"{group} in {form}", options)
+    def _row(self, base: _Trial, group: str, options: Int8Options) -> Row:
+        trial = self._try(f"{group} in float32", options)
         milliseconds = self._more_ms(base.graph, trial.graph)
-        return Row(self.kind, group, form, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds)
+        return Row(self.kind, group, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds)
 
     def _try(self, text: str, options: Int8Options) -> _Trial:
         self.progress(f"{self.kind}: {text}")
-        model = convert_graph(self.model, self.kind, options).model
+        forms = weight_forms(self.model, self.kind, options)
+        model = rewrite_graph(self.model, self.kind, forms, self.rounded).model
         with tempfile.TemporaryDirectory(prefix="mimi-sensitivity-") as folder:
             path = Path(folder) / self.spec.file_name
             ir.save(model, path)

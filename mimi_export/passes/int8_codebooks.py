@@ -1,6 +1,6 @@
 """Codebooks in 8 bits, for the nearest-neighbour search of the encoder.
 
-    residual ──► DynamicQuantizeLinear ──► MatMulInteger(entriesᵀ) ──► Cast ──► Mul(scales) ──► Add(offset) ──► ArgMax
+    residual ──► codes ──► MatMulInteger(entriesᵀ) ──► … (`int8_matmuls`) ──► Add(offset) ──► ArgMax
     code ──► Gather(entries) ──► Cast ──► Mul(Gather(scales)) ──► what the next level's residual is less by
 
 The entries stand in the file once, `[entries, dim]`, as `Gather` reads them; the search reads them transposed, which
@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mimi_export.passes.int8_dynamic import MIDDLE, multiply_integers, round_activations, store_codes
+from mimi_export.passes.int8_matmuls import RoundedActivations
 from mimi_export.passes.rewriting import (
     SCALES,
     Builder,
@@ -31,7 +31,7 @@ from mimi_export.passes.rewriting import (
     new_initializer,
     read_array,
 )
-from mimi_export.passes.rounding import round_groups
+from mimi_export.passes.rounding import round_columns
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,18 @@ class RoundedCodebooks(ir.passes.FunctionalPass):
 
     Args:
         names: the codebooks.
-        unsigned: store entries as uint8 with zero at 128, see `DynamicMatmuls`.
     """
 
-    def __init__(self, names: Collection[str], unsigned: bool = False) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         super().__init__()
-        self.names, self.unsigned = names, unsigned
+        self.names = names
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert a copy."""
         model = model.clone()
         chosen = self._chosen(model)
         for name, book in chosen.items():
-            _replace(model.graph, name, book, self.unsigned)
+            _replace(model.graph, name, book)
         return ir.passes.PassResult(model, bool(chosen))
 
     def ensures(self, model: ir.Model) -> None:
@@ -98,28 +97,25 @@ def _codebook(graph: ir.Graph, entries: ir.Value) -> Codebook | None:
     return Codebook(entries, search.node, gather.node if gather else None)
 
 
-def _replace(graph: ir.Graph, name: str, book: Codebook, unsigned: bool) -> None:
+def _replace(graph: ir.Graph, name: str, book: Codebook) -> None:
     array = read_array(book.entries)
-    rounded = round_groups(array)
-    entries, *zero_point = store_codes(graph, book.entries, rounded.codes, unsigned)
-    scales = new_initializer(graph, f"{name}{SCALES}", rounded.scales[:, 0])
+    rounded = round_columns(np.ascontiguousarray(array.T))
+    entries = new_initializer(graph, name, np.ascontiguousarray(rounded.codes.T), replaces=book.entries)
     residual, _, offset = map(given, book.search.inputs)
-    offset = _offset(graph, offset, array, rounded.floats())
+    offset = _offset(graph, offset, array, rounded.floats().T)
     build = Builder()
     columns = build("Transpose", [entries], f"{name}.columns", {"perm": [1, 0]})
-    activations = round_activations(build, residual, f"{name}.residual")
-    products = multiply_integers(build, name, activations, [columns, *zero_point], scales)
+    products = RoundedActivations(graph, build, residual, f"{name}.residual").times(
+        build, name, columns, rounded.scales
+    )
     build.replace(graph, book.search, build("Add", [products, offset], f"{name}.score"))
     if book.gather is not None:
         code = given(book.gather.inputs[1])
         build = Builder()
         rows = build("Gather", [entries, code], f"{name}.rows")
         floats = build("Cast", [rows], f"{name}.floats", {"to": int(ir.DataType.FLOAT)})
-        if unsigned:
-            middle = new_initializer(graph, f"{name}.middle", np.array(MIDDLE, np.float32))
-            floats = build("Sub", [floats, middle], f"{name}.centred")
         last = new_initializer(graph, f"{name}.last_axis", np.array([1], np.int64))
-        column = build("Unsqueeze", [scales, last], f"{name}.column")  # [entries, 1], computed at load
+        column = build("Unsqueeze", [graph.initializers[f"{name}{SCALES}"], last], f"{name}.column")  # at load
         scale = build("Gather", [column, code], f"{name}.row_scales")
         build.replace(graph, book.gather, build("Mul", [floats, scale], f"{name}.entry"))
 

@@ -33,6 +33,7 @@ from mimi_export.contract.recipes import ExportRecipe, find_recipe
 from mimi_export.contract.spec import GRAPH_KINDS, PAST, PRESENT, GraphKind, GraphSpec
 from mimi_export.errors import ArtifactError, GraphError
 from mimi_export.media.signals import speech_like
+from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.processor import instruction_set, processor_name
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.state import StreamState
@@ -139,17 +140,20 @@ def copy_golden(parent: Artifact, directory: Path) -> None:
 
 
 def replay_golden(artifact: Artifact) -> GoldenResult:
-    """Run a variant over its golden clip.
+    """Run a variant over its golden clip, after a proof that its integer products are the same on every processor.
 
     The shape of every state is compared with the contract after every call.
 
     Raises:
         ArtifactError: there is no golden clip, it does not fit the variant, or this precision is not known.
-        GraphError: a graph does not load, fails, or hands on a state of another shape than it should.
+        GraphError: a graph does not load, fails, hands on a state of another shape than it should, or has integer
+            products that saturate on some processors.
     """
     manifest, geometry = artifact.manifest, artifact.geometry
     golden = _read(artifact)
     codes_least, snr_least = least(manifest)
+    if manifest.precision == "int8":
+        check_artifact(artifact)
     audio, expected, decoded = golden["audio"], golden["codes"].astype(np.int64), golden["decoded"]
     codes = _run(_session(artifact, "encoder"), _samples(audio), geometry.frame_size)
     found = _run(_session(artifact, "decoder"), expected[None], 1)
