@@ -340,7 +340,7 @@ def test_rounds_of_graphs_and_a_report(tiny_variant, public):
         assert record["bandwidth_ms"] == pytest.approx(least), "half a call is a frame"
     text = markdown(report)
     assert all(contender.name in text for contender in contenders)
-    assert "none (avx2), 2 cores, onnxruntime 1.0" in text
+    assert "| none | avx2 | 2 | 1.0 | 1 | 10.0 |" in text
     for narrow in (False, True):
         assert all(len(row) == len(columns) for _, columns, rows in tables(report, True, narrow) for row in rows)
 

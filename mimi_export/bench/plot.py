@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from mimi_export.bench.machine import Machine
+from mimi_export.bench.plan import REFERENCE_AGE
 
 _MARKS = "osD^vPX<>*"
 
@@ -59,9 +60,9 @@ def _latency(axes: Axes, records: list[dict[str, Any]], style: dict[str, Any], f
             axes.fill_between(ages, lows, highs, color=drawn["color"], alpha=0.15, linewidth=0)
     axes.axhline(frame_ms, color="0.4", linestyle=":", linewidth=1)
     axes.annotate(
-        f"{frame_ms:g} ms, a frame's length: slower is not real time",
-        (0.01, frame_ms), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        color="0.4", fontsize=8,
+        f"{frame_ms:g} ms, the length of a frame: above is slower than real time",
+        (0.99, frame_ms), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        ha="right", color="0.4", fontsize=8,
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="age of the stream, s", ylabel="median of a frame, ms")
     axes.set_xticks(sorted({record["age_seconds"] for record in records}))
@@ -80,12 +81,17 @@ def _throughput(axes: Axes, records: list[dict[str, Any]], style: dict[str, Any]
         if points:
             batches, streams = zip(*points, strict=True)
             axes.plot(batches, streams, **drawn)
-    axes.set(xlabel="streams in a batch", ylabel="streams in real time per core", ylim=(0, None))
+    axes.set(xlabel="streams in a batch", ylabel="streams in real time per core")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({record["batch"] for record in records}))
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.2)
 
 
 def _reference_age(records: list[dict[str, Any]]) -> float | None:
-    """The age at which several batches were measured."""
-    return max(records, key=lambda record: record["batch"])["age_seconds"] if records else None
+    """The age at which most batches were measured, or with one batch only the one nearest to that."""
+    found = [record for record in records if record["batch"] == max(other["batch"] for other in records)]
+    ages = [record["age_seconds"] for record in found if record["age_seconds"] is not None]
+    return min(ages, key=lambda age: abs(age - REFERENCE_AGE), default=None)

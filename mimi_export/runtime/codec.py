@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.remote.variants import Place, fetch_variant
-from mimi_export.runtime.huge_pages import huge_pages
 from mimi_export.runtime.session import CPU, GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
@@ -20,11 +21,9 @@ class _Half:
 
     kind: GraphKind
 
-    def __init__(self, artifact: Artifact, threads: int, providers: Sequence[str], huge_pages: bool) -> None:
+    def __init__(self, artifact: Artifact, open_graph: Callable[[Path, GraphSpec], GraphSession]) -> None:
         self._artifact = artifact
-        self._threads = threads
-        self._providers = tuple(providers)
-        self._huge_pages = huge_pages
+        self._open = open_graph
         self._graph: GraphSession | None = None
 
     def __repr__(self) -> str:
@@ -42,11 +41,9 @@ class _Half:
 
     @property
     def graph(self) -> GraphSession:
-        """The session; loading it can raise `GraphError`, and `ConfigError` where huge pages cannot be had."""
+        """The session; loading it raises what `GraphSession` does."""
         if self._graph is None:
-            path = self._artifact.graph_path(self.kind)
-            with huge_pages() if self._huge_pages else contextlib.nullcontext():
-                self._graph = GraphSession(path, self.spec, self._threads, self._providers)
+            self._graph = self._open(self._artifact.graph_path(self.kind), self.spec)
         return self._graph
 
 
@@ -75,18 +72,15 @@ class Codec:
 
     Args:
         artifact: the variant directory.
-        threads: threads for one operator of a session.
-        providers: see `GraphSession`.
-        huge_pages: keep weights in huge pages (Linux 6.1 or later): faster frames for a slower load, see `huge_pages`.
+        settings: of each session, see `GraphSession`: `threads`, `providers`, `huge_pages`, `prepared`.
     """
 
-    def __init__(
-        self, artifact: Artifact, threads: int = 1, providers: Sequence[str] = CPU, huge_pages: bool = False
-    ) -> None:
+    def __init__(self, artifact: Artifact, **settings: Any) -> None:
         self.artifact = artifact
         self.geometry = artifact.geometry
-        self.encoder = Encoder(artifact, threads, providers, huge_pages)
-        self.decoder = Decoder(artifact, threads, providers, huge_pages)
+        open_graph = partial(GraphSession, **settings)
+        self.encoder = Encoder(artifact, open_graph)
+        self.decoder = Decoder(artifact, open_graph)
 
     def __repr__(self) -> str:
         manifest, shape = self.artifact.manifest, self.artifact.manifest.shape
@@ -102,6 +96,7 @@ def load(
     verify_hashes: bool = False,
     huge_pages: bool = False,
     *,
+    prepared: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str = "main",
 ) -> Codec:
@@ -112,10 +107,8 @@ def load(
 
     Args:
         directory: a variant directory; with `variant` a repository.
-        threads: threads for one operator of a session.
-        providers: see `GraphSession`.
+        threads, providers, huge_pages, prepared: see `GraphSession`.
         verify_hashes: compare every file with its SHA-256, which takes a while.
-        huge_pages: as for `Codec`.
         variant: which variant of the repository.
         revision: branch, tag or commit of the repository.
 
@@ -126,4 +119,5 @@ def load(
     """
     if variant is not None:
         directory = fetch_variant(Place.of(str(directory), variant), revision).path
-    return Codec(load_artifact(directory, verify_hashes), threads, providers, huge_pages)
+    artifact = load_artifact(directory, verify_hashes)
+    return Codec(artifact, threads=threads, providers=providers, huge_pages=huge_pages, prepared=prepared)

@@ -32,6 +32,11 @@ def instruction_set() -> str:
     return found or ("neon" if platform.machine() in ("arm64", "aarch64") else "")
 
 
+def fingerprint() -> str:
+    """What code that is made for this processor depends on: its name and everything that it can do."""
+    return f"{processor_name()} {platform.machine()} {_entry('flags') or _entry('Features')}"
+
+
 def best_instruction_set(flags: Iterable[str]) -> str:
     """The best instruction set that a processor's flags allow; empty for none of those known."""
     return next((name for name, needed in _INSTRUCTION_SETS.items() if needed <= set(flags)), "")
