@@ -188,7 +188,7 @@ def test_code_hash_knows_the_exporter(monkeypatch, tmp_path):
     (package / "cli").mkdir(parents=True)
     for name in ("__init__.py", "graphs.py", "cli/errors.py"):
         (package / name).write_text("1")
-    monkeypatch.setattr(build_module.mimi_export, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(build_module, "package_file", str(package / "__init__.py"))
     before = build_module._code_sha256()
     (package / "cli/errors.py").write_text("2")
     assert build_module._code_sha256() == before
