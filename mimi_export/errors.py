@@ -4,6 +4,10 @@ A class is a `MimiExportError` and also the builtin a library user would expect 
 was got, what was wanted and what to do about it, in one line.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class MimiExportError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -75,3 +79,9 @@ class HubError(MimiExportError, OSError):
 
 class TransientError(HubError):
     """A failure on the way to the Hub that may pass: trying again is worth while."""
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of `names` in alphabetical order, for a message."""
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")

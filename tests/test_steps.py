@@ -26,9 +26,16 @@ FAST = settings(max_examples=40, deadline=None)
 call_lengths = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 
-def split(x: torch.Tensor, lengths: list[int], unit: int) -> list[torch.Tensor]:
-    assert x.shape[2] == sum(lengths) * unit
-    return list(x.split([length * unit for length in lengths], dim=2))
+def assert_streams(step, state, x: torch.Tensor, lengths: list[int], wanted: torch.Tensor) -> None:
+    """Calls of these lengths, in whatever `x` has of it, give the whole; the state keeps its shape."""
+    outputs, unit = [], x.shape[2] // sum(lengths)
+    for block in x.split([length * unit for length in lengths], dim=2):
+        shape = None if state is None else state.shape
+        y, state = step(block, state)
+        outputs.append(y)
+        assert y.shape[2] * x.shape[2] == block.shape[2] * wanted.shape[2]
+        assert (None if state is None else state.shape) == shape
+    assert snr(wanted, torch.cat(outputs, dim=2)) >= ONE_LAYER
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
@@ -57,22 +64,12 @@ def test_convolution(sizes, lengths, pad_mode, bias, seed):
         mimi.MimiConv1d(MimiConfig(), 4, 8, kernel, stride, dilation, groups, pad_mode=pad_mode, bias=bias)
     )
     x = torch.randn(2, 4, sum(lengths) * stride)
-    wanted = reference(x)
     for make, steps in ((CausalConv, 1), (conv_step, 1), (conv_step, 100), (conv_step, 10**6)):
-        layer = ConvLayer(
-            "c", "conv", 4, 8, kernel, stride, dilation, groups, bias, pad_mode=pad_mode, steps=steps
-        )  # fmt: skip
-        step = make(layer, reference.conv.weight, reference.conv.bias)
+        layer = ConvLayer("c", "", 4, 8, kernel, stride, dilation, groups, bias, pad_mode=pad_mode, steps=steps)
         state = torch.zeros(2, 4, layer.state_size) if layer.state_size else None
-        outputs = []
-        for index, block in enumerate(split(x, lengths, stride)):
-            if state is not None:
-                state = block[:, :, :1].expand_as(state) if index == 0 and layer.pad_mode == "replicate" else state
-            y, state = step(block, state)
-            outputs.append(y)
-            assert (state is None) == (layer.state_size == 0)
-            assert state is None or state.shape == (2, 4, layer.state_size)
-        assert snr(wanted, torch.cat(outputs, dim=2)) >= ONE_LAYER
+        if state is not None and pad_mode == "replicate":
+            state = x[:, :, :1].expand_as(state)
+        assert_streams(make(layer, reference.conv.weight, reference.conv.bias), state, x, lengths, reference(x))
 
 
 @FAST
@@ -82,18 +79,10 @@ def test_transposed_convolution(stride, groups, lengths, bias, seed):
     torch.manual_seed(seed)
     reference = randomise(mimi.MimiConvTranspose1d(MimiConfig(), 8, 8, 2 * stride, stride, groups, bias))
     x = torch.randn(2, 8, sum(lengths))
-    wanted = reference(x)
     for make, steps in ((CausalConvTranspose, 1), (conv_step, 1), (conv_step, 100), (conv_step, 10**6)):
-        layer = ConvLayer("t", "conv", 8, 8, 2 * stride, stride, 1, groups, bias, transposed=True, steps=steps)
+        layer = ConvLayer("t", "", 8, 8, 2 * stride, stride, 1, groups, bias, transposed=True, steps=steps)
         step = make(layer, reference.conv.weight, reference.conv.bias)
-        partial = torch.zeros(2, 8, layer.state_size)
-        outputs = []
-        for block in split(x, lengths, 1):
-            y, partial = step(block, partial)
-            assert y.shape[2] == block.shape[2] * stride
-            assert partial.shape == (2, 8, layer.state_size)
-            outputs.append(y)
-        assert snr(wanted, torch.cat(outputs, dim=2)) >= ONE_LAYER
+        assert_streams(step, torch.zeros(2, 8, layer.state_size), x, lengths, reference(x))
 
 
 @pytest.mark.parametrize("length", [1, 15])

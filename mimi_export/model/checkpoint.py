@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.recipes import DEFAULT_MODEL
-from mimi_export.errors import ArtifactError, CheckpointError, ConfigError
+from mimi_export.errors import ArtifactError, CheckpointError, ConfigError, some
 from mimi_export.model import upstream
 from mimi_export.model.download import WEIGHTS, download_checkpoint
 from mimi_export.model.synthetic import SYNTHETIC_NAMES, Progress, synthetic_directory, synthetic_revision
@@ -132,7 +132,7 @@ def read_checkpoint(directory: Path, source: str, revision: str | None) -> Check
     _check_tensors(model, shapes, source)
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
-        raise CheckpointError(f"transformers found no usable weights in {source} for {_some(wrong)}")
+        raise CheckpointError(f"transformers found no usable weights in {source} for {some(wrong)}")
     return Checkpoint(model, upstream.geometry_of(model), source, revision)
 
 
@@ -204,7 +204,7 @@ def _weight_files(directory: Path, source: str) -> list[str]:
     names = sorted(set(index.values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise CheckpointError(f"{source} lacks {_some(missing)}, which its {WEIGHTS_INDEX} lists")
+        raise CheckpointError(f"{source} lacks {some(missing)}, which its {WEIGHTS_INDEX} lists")
     return names
 
 
@@ -213,7 +213,7 @@ def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source:
     wanted = upstream.tensors_on_disk(model)
     missing = [name for name in wanted if name not in shapes]
     if missing:
-        raise CheckpointError(f"{source} lacks {len(missing)} tensors of its configuration: {_some(missing)}")
+        raise CheckpointError(f"{source} lacks {len(missing)} tensors of its configuration: {some(missing)}")
     for name, tensor in wanted.items():
         if shapes[name] != tuple(tensor.shape):
             raise CheckpointError(
@@ -223,19 +223,13 @@ def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source:
     misplaced = [name for name in extra if name.startswith(upstream.DISK_PREFIXES)]
     if misplaced:
         raise CheckpointError(
-            f"{source} has {len(misplaced)} tensors for which its configuration has no place: {_some(misplaced)}"
+            f"{source} has {len(misplaced)} tensors for which its configuration has no place: {some(misplaced)}"
         )
     if extra:
-        logger.info("%s has tensors that are no part of a Mimi model: %s", source, _some(extra))
+        logger.info("%s has tensors that are no part of a Mimi model: %s", source, some(extra))
     broken = [name for name, tensor in wanted.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise CheckpointError(f"{source} has weights that are not finite numbers: {_some(broken)}")
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first three of `names`."""
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
+        raise CheckpointError(f"{source} has weights that are not finite numbers: {some(broken)}")
 
 
 def _one_line(error: Exception) -> str:

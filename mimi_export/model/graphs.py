@@ -188,7 +188,7 @@ class StreamingEncoder(StreamingGraph):
         call.tap("latents", latents)
         frames = latents.reshape(-1, self.geometry.hidden_size)
         codes = self.semantic(frames) + ([] if self.acoustic is None else self.acoustic(frames))
-        return torch.stack(codes, dim=1).reshape(-1, latents.shape[1], len(codes)).transpose(1, 2)
+        return torch.cat(codes).reshape(len(codes), -1, latents.shape[1]).transpose(0, 1)
 
 
 class StreamingDecoder(StreamingGraph):

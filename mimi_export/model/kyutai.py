@@ -28,10 +28,8 @@ from transformers import MimiModel
 from mimi_export.contract.files import atomic_file
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import ConvLayer, decoder_seanet, encoder_seanet, walk_convs
-from mimi_export.errors import CheckpointError
+from mimi_export.errors import CheckpointError, some
 from mimi_export.model import upstream
-
-_NAMES_SHOWN = 4
 
 _LAYER_NAMES = {
     "input_layernorm.weight": "norm1.weight",
@@ -179,9 +177,8 @@ def _quantizer(old_word: str, new_word: str, levels: int) -> Iterator[Rename]:
 
 
 def _refuse(what: str, reason: str, names: Iterable[str]) -> None:
-    """Raise `CheckpointError` if there are `names`, showing the first few."""
-    found = sorted(names)
+    """Raise `CheckpointError` if there are `names`."""
+    found = list(names)
     if found:
-        shown = ", ".join(found[:_NAMES_SHOWN]) + (", …" if len(found) > _NAMES_SHOWN else "")
-        word = "tensor" if len(found) == 1 else "tensors"
-        raise CheckpointError(f"the checkpoint {what} {len(found)} {word} ({shown}), {reason}")
+        tensors = "tensor" if len(found) == 1 else "tensors"
+        raise CheckpointError(f"the checkpoint {what} {len(found)} {tensors} ({some(found)}), {reason}")
