@@ -40,12 +40,12 @@ CLIP = Clip("speech", speech_like(2.0, 1))
 
 @pytest.fixture(scope="module")
 def variants(tiny_variant, tmp_path_factory) -> dict[str, Path]:
-    """One variant of each precision, by name; `coarse` has 8-bit activations and codebooks."""
+    """One variant of each precision, by name; `books` is a ring with 8-bit codebooks."""
     folder = tmp_path_factory.mktemp("situations")
     found = {"fp32": tiny_variant(8), "ring": tiny_variant(8, "ring", 2)}
-    coarse = Int8Options(fine=("convs.enc_6.*",), round_codebooks=True, min_elements=0)
-    for name, option in (("fp16", Fp16Options()), ("int8", Int8Options()), ("coarse", coarse)):
-        convert(found["ring" if name == "coarse" else "fp32"], folder / name, option)
+    books = Int8Options(round_codebooks=True)
+    for name, option in (("fp16", Fp16Options()), ("int8", Int8Options()), ("books", books)):
+        convert(found["ring" if name == "books" else "fp32"], folder / name, option)
         found[name] = folder / name
     return found
 
@@ -62,7 +62,7 @@ def failures(path: Path, reference: Reference) -> list[str]:
     return [f"{outcome.metric}: {outcome.where}" for outcome in outcomes if not outcome.passed]
 
 
-@pytest.mark.parametrize("name", ["fp32", "ring", "fp16", "int8", "coarse"])
+@pytest.mark.parametrize("name", ["fp32", "ring", "fp16", "int8", "books"])
 def test_right_graphs_pass(variants, reference, name):
     assert failures(variants[name], reference) == []
 
@@ -97,7 +97,7 @@ MUTANTS: list[tuple[str, str, str, Mutation, str, str]] = [
     ("loud is broken", "int8", "encoder", through("input_values", loud_is_broken(2.0)), "level_db", "samples up to 8"),
     ("quiet is silence", "fp32", "encoder", through("input_values", quiet_is_silence(1e-4)), "start_db", "at enc_0"),
     ("no guard", "fp32", "encoder", no_guard, "level_db", "NaN and infinity, row 0: parts at enc_0"),
-    ("no guard", "coarse", "encoder", no_guard, "level_db", "NaN and infinity, row 0: parts at enc_0"),
+    ("no guard", "books", "encoder", no_guard, "level_db", "NaN and infinity, row 0: parts at enc_0"),
     ("codes are 0", "fp16", "encoder", through("audio_codes", times(0)), "start_db", "parts at audio_codes"),
     ("codes are 0", "int8", "encoder", through("audio_codes", times(0)), "start_db", "parts at audio_codes"),
 ]  # fmt: skip
