@@ -77,7 +77,7 @@ def one_code(array: np.ndarray) -> np.ndarray:
     return array
 
 
-BOOK = "acoustic.codebooks.2"
+BOOK, FC1, FC2 = "acoustic.codebooks.2", "layers.1.fc1", "layers.0.fc2"
 WITHOUT_ENTRY = change_weight(BOOK, entry_zeroed)
 TABLE = change_weight("acoustic.table", entry_zeroed)
 NO_LENGTH = change_weight("acoustic.offsets.1", np.zeros_like)
@@ -101,9 +101,27 @@ MUTANTS: list[tuple[str, str, str, Mutation, str]] = [
     ("half softmax", "fp32", "encoder", half_softmax, "rounded to FLOAT16"),
     ("half softmax", "fp16", "decoder", half_softmax, "rounded to FLOAT16"),
     ("half weight", "fp32", "encoder", change_weight("semantic.projection", other_precision), "semantic.projection is"),
-    ("one scale", "int8", "decoder", change_weight("layers.1.fc1.scales", scaled(7, 1.02)), "layers.1.fc1 has the scale of output 7"),
-    ("all scales", "int8", "decoder", change_weight("layers.1.fc1.scales", scaled(slice(None), 1.02)), "layers.1.fc1 has"),
-    ("one scale", "int8", "encoder", change_weight("layers.0.fc2.scales", scaled(3, 0.98)), "layers.0.fc2 has the scale of output 3"),
+    (
+        "one scale",
+        "int8",
+        "decoder",
+        change_weight(f"{FC1}.scales", scaled(7, 1.02)),
+        f"{FC1} has the scale of output 7",
+    ),
+    (
+        "all scales",
+        "int8",
+        "decoder",
+        change_weight(f"{FC1}.scales", scaled(slice(None), 1.02)),
+        f"{FC1} has the scale",
+    ),
+    (
+        "one scale",
+        "int8",
+        "encoder",
+        change_weight(f"{FC2}.scales", scaled(3, 0.98)),
+        f"{FC2} has the scale of output 3",
+    ),
     ("one scale", "books", "encoder", change_weight(f"{BOOK}.scales", scaled(3, 1.02)), f"{BOOK} is"),
     ("a code", "int8", "encoder", change_weight("layers.0.fc2", one_code), "steps off at [0, 9]"),
     ("a bias", "fp32", "encoder", change_weight("convs.enc_0.bias", np.zeros_like), "convs.enc_0.bias is 0"),
