@@ -19,7 +19,6 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable
 
 import onnx_ir as ir
 import torch
@@ -34,6 +33,7 @@ from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.network import ConvLayer, ResidualUnit
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, GraphSpec, Shape
 from mimi_export.export.trace import OPSET, trace
 from mimi_export.export.variant import tool_versions
@@ -220,7 +220,7 @@ def export_public_design(
     output_dir: str | os.PathLike[str],
     num_codebooks: int,
     opset: int = OPSET,
-    progress: Callable[[str], None] = logger.info,
+    progress: Progress = logger.info,
 ) -> None:
     """Write the baseline as a variant directory that the runtime can open; nothing is there until all of it is.
 

@@ -17,10 +17,11 @@ from mimi_export.bench.contenders import baseline_contenders, variant_contenders
 from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
-from mimi_export.bench.rounds import Progress, no_progress, run_rounds
+from mimi_export.bench.rounds import run_rounds
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.files import atomic_directory, cache_root
 from mimi_export.contract.manifest import MANIFEST_NAME
+from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
 
 REPORT_NAME = "bench.json"
@@ -49,7 +50,7 @@ def benchmark(
     peers_python: str | None = None,
     audio: NDArray[np.float32] | None = None,
     cache: Path | None = None,
-    progress: Progress = no_progress,
+    progress: Advance = no_progress,
 ) -> dict[str, Any]:
     """Measure variants, the public design and other programs side by side.
 
@@ -125,7 +126,7 @@ def _first(directories: Sequence[Path]) -> Artifact:
     return load_artifact(directories[0])
 
 
-def _machines(plan: Plan, before: list[Machine] | None, progress: Progress) -> list[Machine]:
+def _machines(plan: Plan, before: list[Machine] | None, progress: Advance) -> list[Machine]:
     """The machine with every number of threads; the better rate of now and before."""
     found = []
     for index, threads in enumerate(plan.threads):

@@ -28,6 +28,7 @@ from mimi_export.bench.peers import CODEBOOK_SIZE, FRAME_SIZE, PEERS
 from mimi_export.bench.process import ContenderProcess
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_directory, sha256
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ConfigError
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from mimi_export.model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[str], None]
 Group = Literal["ours", "public", "peer"]
 
 OWN_PYTHON_PEERS = ("transformers-streaming", "transformers-batch")

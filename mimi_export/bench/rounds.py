@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,19 @@ from typing import Any
 from mimi_export.bench.contenders import Contender
 from mimi_export.bench.plan import Fact, Measurement, Plan, Results, Situation, summarise
 from mimi_export.bench.process import ContenderProcess
+from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import MimiExportError
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[str, float, float], None]  # step, done, of how many
 Running = list[tuple[Contender, ContenderProcess]]
-
-
-def no_progress(*_: object) -> None:
-    """Take a report of progress and do nothing."""
 
 
 def run_rounds(
     contenders: Sequence[Contender],
     plan: Plan,
     audio: Path | None = None,
-    progress: Progress = no_progress,
+    progress: Advance = no_progress,
 ) -> Results:
     """Measure all contenders.
 
@@ -63,7 +59,7 @@ def run_rounds(
 
 
 class _Run:
-    def __init__(self, plan: Plan, audio: Path | None, progress: Progress) -> None:
+    def __init__(self, plan: Plan, audio: Path | None, progress: Advance) -> None:
         self.results = Results()
         self._plan, self._audio, self._progress = plan, audio, progress
 

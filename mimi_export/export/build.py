@@ -26,6 +26,7 @@ from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_file, sha256
 from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
 from mimi_export.contract.precision import Options
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.contract.records import plain
 from mimi_export.errors import ArtifactError, ConfigError, OutputError
@@ -37,7 +38,6 @@ STAMPS = ".build"
 # Parts of the package that no byte of a graph depends on; all others are inputs of every variant.
 NOT_INPUTS = frozenset({"bench", "cli", "hub", "parity"})  # rooms that no byte of a variant depends on
 
-Progress = Callable[[str], None]
 Check = Callable[[Variant, Path], object]
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ and may round a weight between two codes to the other one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GraphSpec
 from mimi_export.media.audio import read_audio
 from mimi_export.media.signals import speech_like
@@ -35,7 +36,6 @@ WEIGHTS_PER_LINE = 10  # of progress
 ROWS_PER_FRAME = 16  # of one tensor; those next to the waveform have hundreds
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str], None]
 
 
 class Calibration:

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, metadata_props
 from mimi_export.contract.precision import Int8Options, Options
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
 from mimi_export.errors import ArtifactError, OutputError
 from mimi_export.export.calibration import Calibration
@@ -41,7 +42,6 @@ from mimi_export.runtime.integers import check_integers
 from mimi_export.runtime.session import GraphSession
 
 FP32 = "fp32"
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

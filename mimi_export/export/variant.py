@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -20,6 +19,7 @@ from mimi_export import __version__
 from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import (
     GRAPH_KINDS,
     GraphSpec,
@@ -34,7 +34,6 @@ from mimi_export.runtime.golden import write_golden
 
 TOOLS = ("mimi-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

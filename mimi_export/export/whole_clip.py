@@ -32,6 +32,7 @@ from mimi_export.contract.files import atomic_directory, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, FileEntry, Source
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
 from mimi_export.errors import ConfigError
 from mimi_export.export.convert import calibration_for, convert_graph
@@ -45,7 +46,6 @@ from mimi_export.runtime.integers import check_integers
 
 GRAPH_FOLDER = "onnx"
 
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 # Data types by transformers.js' name -> what a file name ends with, and how they are made from float32 graphs.

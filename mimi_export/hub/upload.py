@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mimi_export.contract.files import sha256
+from mimi_export.contract.progress import Progress
 from mimi_export.errors import HubError
 from mimi_export.hub.client import Client
 from mimi_export.hub.plan import LocalFile, Plan, Remote, make_plan
@@ -20,7 +21,6 @@ from mimi_export.hub.subjects import Subject
 from mimi_export.remote.retry import retried
 from mimi_export.runtime.golden import verify_batch, verify_variant
 
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

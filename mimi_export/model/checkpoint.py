@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.contract.recipes import DEFAULT_MODEL
 from mimi_export.errors import ArtifactError, CheckpointError, ConfigError, some
 from mimi_export.model import upstream
 from mimi_export.model.download import WEIGHTS, download_checkpoint
-from mimi_export.model.synthetic import SYNTHETIC_NAMES, Progress, synthetic_directory, synthetic_revision
+from mimi_export.model.synthetic import SYNTHETIC_NAMES, synthetic_directory, synthetic_revision
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def load_checkpoint(
     model: str = DEFAULT_MODEL,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Advance = no_progress,
 ) -> Checkpoint:
     """Load a Mimi model, in float32 and evaluation mode.
 

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
+from mimi_export.contract.progress import Advance
 from mimi_export.errors import CheckpointError, MimiExportError
-from mimi_export.model.synthetic import Progress
 from mimi_export.remote.library import TRANSPORT_ERROR, limited, reason
 
 WEIGHTS = "model.safetensors"
@@ -31,7 +31,7 @@ CONNECT_SECONDS = 10.0
 
 
 def download_checkpoint(
-    model: str, revision: str | None, cache_dir: Path | None, progress: Progress | None
+    model: str, revision: str | None, cache_dir: Path | None, progress: Advance
 ) -> tuple[Path, str]:
     """Fetch `config.json` and the safetensors of a Hub model; what the cache has is not fetched again.
 
@@ -88,7 +88,7 @@ def _fetch(
     revision: str | None,
     cache_dir: Path | None,
     local_files_only: bool,
-    progress: Progress | None,
+    progress: Advance,
 ) -> Path:
     return Path(
         hf_hub_download(
@@ -135,7 +135,7 @@ def _one_line_errors(model: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(f"the list of weight files of {model} cannot be read: {reason(error)}") from error
 
 
-def _bar(step: str, progress: Progress | None) -> type[Any]:
+def _bar(step: str, progress: Advance) -> type[Any]:
     """A progress bar for the client that reports to `progress` and writes nothing."""
 
     class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
@@ -143,8 +143,7 @@ def _bar(step: str, progress: Progress | None) -> type[Any]:
             super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
 
         def display(self, *_: Any, **__: Any) -> None:
-            if progress is not None:
-                progress(step, int(self.n), int(self.total or 0))
+            progress(step, int(self.n), int(self.total or 0))
 
     return Bar
 

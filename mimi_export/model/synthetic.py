@@ -19,7 +19,6 @@ import hashlib
 import logging
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,12 @@ from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.files import atomic_directory, cache_root, sha256
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import CheckpointError, MimiExportError
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]  # (step, done, of how many)
 
 SYNTHETIC_NAMES = ("synthetic", "synthetic:tiny")
 FORMAT_VERSION = 1  # raised whenever other weights come from the same seed
@@ -73,16 +71,12 @@ def synthetic_config(name: str) -> MimiConfig:
     raise KeyError(name)
 
 
-def _no_report(*_: object) -> None:
-    """Take a report of progress and do nothing."""
-
-
 def synthetic_revision() -> str:
     """What tells the weights of one version of this module from another's."""
     return f"format {FORMAT_VERSION}, seed {SEED}"
 
 
-def synthetic_directory(name: str, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
+def synthetic_directory(name: str, cache_dir: Path | None = None, progress: Advance = no_progress) -> Path:
     """The directory of a named synthetic checkpoint in Hugging Face's form, made on first use.
 
     It is made beside its place and renamed, so a reader never sees half of it; one that does not have the content
@@ -128,26 +122,25 @@ def _intact(directory: Path) -> bool:
         return False
 
 
-def synthetic_model(config: MimiConfig, seed: int = 0, progress: Progress | None = None) -> MimiModel:
+def synthetic_model(config: MimiConfig, seed: int = 0, progress: Advance = no_progress) -> MimiModel:
     """A model of any geometry with weights made from `seed`, in float32 and ready to use.
 
     Raises:
         ConfigError: the geometry cannot be streamed.
     """
-    report = progress or _no_report
     Geometry.from_config(upstream.config_fields(config))
     with upstream.quiet_transformers():
         model = MimiModel(config).eval().requires_grad_(False)
     geometry = upstream.geometry_of(model)
     tensors = upstream.tensors_on_disk(model)
     for index, (name, tensor) in enumerate(tensors.items()):
-        report("making weights", index, len(tensors))
+        progress("making weights", index, len(tensors))
         tensor.copy_(torch.from_numpy(_weight(name, tuple(tensor.shape), geometry, seed)))
-    latents = _fit_latents(model, geometry, seed, report)
-    _fit_codebooks(tensors, latents, geometry, seed, report)
+    latents = _fit_latents(model, geometry, seed, progress)
+    _fit_codebooks(tensors, latents, geometry, seed, progress)
     upstream.clear_codebook_cache(model)
     _set_decoder_level(model, tensors, latents, geometry)
-    report("done", 1, 1)
+    progress("done", 1, 1)
     return model
 
 
@@ -206,7 +199,7 @@ def _transposed(name: str, geometry: Geometry) -> bool:
     return (index - 2) % period == 0 and "block" not in name and index < 1 + period * len(geometry.upsampling_ratios)
 
 
-def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, report: Progress) -> Tensor:
+def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, progress: Advance) -> Tensor:
     """The encoder's output on generated speech, `[frames, hidden_size]`."""
     least, most = _FIT_FRAMES
     frames = min(max(geometry.codebook_size, least), most)
@@ -214,7 +207,7 @@ def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, report: Progre
     samples = row_frames * geometry.frame_size
     rows = []
     for row in range(math.ceil(frames / row_frames)):
-        report("encoding speech for the codebooks", row * row_frames, frames)
+        progress("encoding speech for the codebooks", row * row_frames, frames)
         audio = speech_like(samples / geometry.sampling_rate, seed + row, geometry.sampling_rate)
         rows.append(upstream.encode_latents(model, torch.from_numpy(audio[None, None]))[0].T)
     return torch.cat(rows)
@@ -222,7 +215,7 @@ def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, report: Progre
 
 @torch.no_grad()
 def _fit_codebooks(
-    tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry, seed: int, report: Progress
+    tensors: dict[str, Tensor], latents: Tensor, geometry: Geometry, seed: int, progress: Advance
 ) -> None:
     """Fill the codebooks level by level with samples of what the levels before have left, and noise.
 
@@ -235,7 +228,7 @@ def _fit_codebooks(
         projection = tensors.get(f"{prefix}.input_proj.weight")
         residual = latents if projection is None else latents @ projection[:, :, 0].T
         for level in range(levels):
-            report("fitting codebooks", done, geometry.num_quantizers)
+            progress("fitting codebooks", done, geometry.num_quantizers)
             done += 1
             key = f"{prefix}.layers.{level}.codebook"
             codebook = _codebook(residual, geometry.codebook_size, key, seed)

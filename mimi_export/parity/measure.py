@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
@@ -47,7 +48,6 @@ LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 EXCERPT_SECONDS = 12.0
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

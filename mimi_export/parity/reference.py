@@ -22,7 +22,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
@@ -47,7 +48,6 @@ PIECE_FRAMES = 250  # frames kept of each further call
 STEP_FRAMES = 16  # frames of one call of the step functions
 
 Array = npt.NDArray[Any]
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.errors import ArtifactError, ParityError
 from mimi_export.media.signals import speech_like
@@ -25,7 +26,6 @@ from mimi_export.parity.results import NotMeasured, ParityRun
 GATE_SECONDS = 16.0  # more than the attention window of 10 s
 GATE_CALLS = (1, "mixed")
 
-Progress = Callable[[str], None]
 Load = Callable[[str, str | None], Checkpoint]
 logger = logging.getLogger(__name__)
 

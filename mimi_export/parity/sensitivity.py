@@ -13,7 +13,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.precision import Int8Options
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.export.calibration import Calibration
@@ -39,7 +40,6 @@ TIMED_CALLS = 30
 WARM_CALLS = 3
 FIRST_OF_LAYERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from mimi_export import __version__
 from mimi_export.contract.directory import load_batch
 from mimi_export.contract.manifest import BATCH_REPORT, BatchManifest
+from mimi_export.contract.progress import Progress
 from mimi_export.contract.recipes import Budget
 from mimi_export.contract.report import Report, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS
@@ -32,7 +32,6 @@ from mimi_export.parity.reports.json import agreement_record, check_record, clip
 from mimi_export.parity.results import ClipNumbers
 from mimi_export.parity.ties import Agreement, judge_codes
 
-Progress = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 CLIP_SECONDS = (11.05, 0.7)  # longer than the attention window of 10 s; and short

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from mimi_export.contract.directory import load_artifact, read_manifest
 from mimi_export.contract.files import atomic_directory, atomic_file, cache_root, sha256
 from mimi_export.contract.manifest import MANIFEST_NAME, FileEntry
+from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import ConfigError, HubError, TransientError
 from mimi_export.remote import http
 from mimi_export.remote.retry import retried
@@ -30,8 +31,6 @@ from mimi_export.remote.retry import retried
 BLOCK_BYTES = 1 << 20
 MOST_MANIFEST = 4 << 20  # bytes
 ABANDONED_SECONDS = 60.0  # since a part was last written to: its process is gone
-
-Progress = Callable[[str, int, int], None]
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -69,7 +68,7 @@ class Fetched(NamedTuple):
 
 
 def fetch_variant(
-    place: Place, revision: str = "main", cache_dir: Path | None = None, progress: Progress | None = None
+    place: Place, revision: str = "main", cache_dir: Path | None = None, progress: Advance = no_progress
 ) -> Fetched:
     """Bring a variant into the cache; what is there already is not fetched again.
 
@@ -143,7 +142,7 @@ def _cached(home: Path, place: Place, revision: str, reason: str) -> Fetched:
     raise HubError(f"{'/'.join(filter(None, place))} is not in the cache, and {reason}")
 
 
-def _fetch(address: str, directory: Path, parts: Path, progress: Progress | None) -> None:
+def _fetch(address: str, directory: Path, parts: Path, progress: Advance) -> None:
     """Fetch the manifest, then every file that it names, into `directory`."""
     (directory / MANIFEST_NAME).write_bytes(retried("read the manifest", partial(_manifest, address)))
     files = read_manifest(directory).files
@@ -220,9 +219,8 @@ def _go_on(address: str, name: str, entry: FileEntry, part: Path, report: Callab
         )
 
 
-def _report(progress: Progress | None, step: str, before: int, total: int, size: int) -> None:
-    if progress is not None:
-        progress(step, before + size, total)
+def _report(progress: Advance, step: str, before: int, total: int, size: int) -> None:
+    progress(step, before + size, total)
 
 
 def _remember(reference: Path, commit: str) -> None:
