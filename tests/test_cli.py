@@ -426,8 +426,10 @@ def test_bad_export(fails, tmp_path):
     (there / "notes.txt").write_text("precious")
     tiny = ("--model", "synthetic:tiny")
     # before anything is loaded: there is no such model
-    fails(8, ["there exists already", "--force"], "export", "--model", "no/where", "--output-dir", there)
-    fails(8, ["was not made by mimi-export"], "export", *tiny, "--output-dir", there, "--force")
+    nowhere = ("export", "--model", "no/where", "--output-dir", there)
+    for batch in ((), ("--batch",)):
+        fails(8, ["there exists already", "--force"], *nowhere, *batch)
+        fails(8, ["was not made by mimi-export"], *nowhere, *batch, "--force")
     new = ("--output-dir", tmp_path / "new")
     fails(3, ["--frames-per-call goes with --kv-cache ring"], "export", *tiny, *new, "--frames-per-call", 2)
     fails(3, ["num_codebooks is 17", "1 to 16"], "export", *tiny, *new, "--num-codebooks", 17)

@@ -14,7 +14,8 @@ import typer
 from mimi_export.cli.console import Steps, show_json, show_rows
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS
-from mimi_export.errors import OutputError
+from mimi_export.contract.files import refuse_taken
+from mimi_export.contract.manifest import BATCH_MANIFEST
 
 Batch = Annotated[
     bool,
@@ -46,8 +47,7 @@ def export_whole_clips(
     """Export, check, show."""
     usual = "batch" if num_codebooks is None else f"batch-{num_codebooks}cb"
     target = output_dir or ARTIFACTS / (name or usual)
-    if not force and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} exists already; choose another --output-dir or replace it with --force")
+    refuse_taken(target, force, BATCH_MANIFEST)
     begin = time.monotonic()
     with needs_extra("export", "mimi-export export --batch"):
         from mimi_export.export.whole_clip import export_batch

@@ -14,7 +14,8 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Revision
-from mimi_export.errors import ConfigError, OutputError
+from mimi_export.contract.files import refuse_taken
+from mimi_export.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -83,10 +84,8 @@ def bench(
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     if revision is not None and model is None:
         raise ConfigError("--revision belongs to a --model; give both")
-    if output is not None and output.exists() and not force and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError(f"{output} exists already; choose another --output or replace it with --force")
     with needs_extra("export,bench", "mimi-export bench"):
-        from mimi_export.bench.benchmark import benchmark, default_directories, write_report
+        from mimi_export.bench.benchmark import REPORT_NAME, benchmark, default_directories, write_report
         from mimi_export.bench.plan import Plan
         from mimi_export.bench.process import check_huge_pages
         from mimi_export.bench.report import tables
@@ -94,6 +93,7 @@ def bench(
     if huge_pages:
         check_huge_pages()
     if output is not None:
+        refuse_taken(output, force, REPORT_NAME)
         with needs_extra("export,bench", "mimi-export bench --output"):
             import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after
     plan = Plan(

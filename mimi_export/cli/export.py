@@ -14,9 +14,10 @@ from mimi_export.cli.batch import Batch, Dtypes, Rows, export_whole_clips
 from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
+from mimi_export.contract.files import refuse_taken
 from mimi_export.contract.recipes import DEFAULT_MODEL
 from mimi_export.contract.spec import Shape
-from mimi_export.errors import ConfigError, OutputError
+from mimi_export.errors import ConfigError
 
 
 class KvCache(str, Enum):
@@ -96,7 +97,7 @@ def export(
     usual = f"streaming-{num_codebooks}cb" + ("-ring" if kv_cache is KvCache.ring else "")
     usual += "" if rows is None else f"-batch{rows}"
     target = output_dir or ARTIFACTS / (name or usual)
-    _refuse_existing(target, force)
+    refuse_taken(target, force)
     begin = time.monotonic()
     with needs_extra("export", "mimi-export export"):
         from mimi_export.export.variant import export_variant
@@ -202,10 +203,3 @@ def build(
 def mebibytes(size: int) -> str:
     """A size in bytes for people, in MiB (or in bytes where that would show nothing)."""
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size} bytes"
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    """The exporter refuses too, but only after minutes of loading."""
-    there = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if there and not force:
-        raise OutputError(f"{path} exists already; choose another --output-dir or replace it with --force")

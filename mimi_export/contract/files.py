@@ -70,7 +70,7 @@ def atomic_directory(
         OutputError: as for `atomic_file`; or the existing directory has no `marker`.
     """
     shown, target = Path(path), Path(path).resolve()
-    _refuse_directory(shown, target, force, marker)
+    refuse_taken(shown, force, marker)
     temporary = _temporary(target)
     with _output_errors(shown):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +78,27 @@ def atomic_directory(
     try:
         with _output_errors(shown):
             yield temporary
-            _refuse_directory(shown, target, force, marker)
+            refuse_taken(shown, force, marker)
             _swap_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already on success; else the first error matters
+
+
+def is_taken(path: Path) -> bool:
+    """Whether anything but an empty directory lies there."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def refuse_taken(path: Path, force: bool = False, marker: str = DIRECTORY_MARKER) -> None:
+    """Raise what `atomic_directory` would, for a command that works for minutes before it writes."""
+    if not is_taken(path):
+        return
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file, expected the name of a directory to write")
+    if not force:
+        raise OutputError(f"{path} exists already; choose another directory or replace it with --force")
+    if not (path / marker).is_file():
+        raise OutputError(f"{path} was not made by mimi-export (it has no {marker}), so --force does not delete it")
 
 
 def cache_root() -> Path:
@@ -114,19 +131,6 @@ def _refuse_file(shown: Path, target: Path, force: bool) -> None:
         raise OutputError(f"{shown} exists already; choose another name or replace it with --force")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {shown}: there is no directory {shown.parent}; create it first")
-
-
-def _refuse_directory(shown: Path, target: Path, force: bool, marker: str) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise OutputError(f"{shown} is a file, expected the name of a directory to write")
-    if not any(target.iterdir()):
-        return
-    if not force:
-        raise OutputError(f"{shown} exists already; choose another directory or replace it with --force")
-    if not (target / marker).is_file():
-        raise OutputError(f"{shown} was not made by mimi-export (it has no {marker}), so --force does not delete it")
 
 
 def _swap_directory(new: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mimi_export import __file__ as package_file
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.files import atomic_file, sha256
+from mimi_export.contract.files import atomic_file, is_taken, sha256
 from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
 from mimi_export.contract.precision import Options
 from mimi_export.contract.progress import Progress
@@ -187,8 +187,7 @@ class _Target:
 
     def refuse_foreign(self) -> None:
         """Raise `OutputError` where something lies that no build has made."""
-        there = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if there and not self._stamp.exists():
+        if is_taken(self.path) and not self._stamp.exists():
             raise OutputError(
                 f"{self.path} exists already and was not made by `mimi-export build`; "
                 "choose another --output-dir or replace it with --force"
