@@ -40,7 +40,6 @@ HALF_STEP = 0.505  # half a step, and the rounding of the division
 GAIN = 0.005  # by which the factor that fits an output best may differ from 1, beside its standard error
 OUTLIER = 20.0  # times the median distance: errors that are fed back reach 6 in small matrices
 
-DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 OPERATORS = """
     Abs Add And ArgMax Cast Clip Concat Constant Conv ConvTranspose Cos Div Equal Exp Expand Gather Gelu Gemm Greater
     GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max Min Mod Mul Neg Not Or Pad Range ReduceSum
@@ -193,7 +192,8 @@ def _graph_faults(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto) -
             continue
         for tensor, value in zip(tensors, values, strict=True):
             found = _shape(value)
-            if value.type.tensor_type.elem_type != DTYPES[tensor.dtype] or found != list(tensor.shape):
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            if value.type.tensor_type.elem_type != dtype or found != list(tensor.shape):
                 yield f"{kind}: {side} {tensor.name} is {found}, expected {tensor.dtype} {list(tensor.shape)}"
     read = {name for node in graph.node for name in node.input}
     yield from (f"{kind}: input {value.name} is not used" for value in graph.input if value.name not in read)
@@ -226,11 +226,7 @@ def _operator_faults(artifact: Artifact, model: onnx.ModelProto) -> Iterator[str
             yield f"{place}: epsilon of LayerNormalization is not {geometry.norm_eps:g}"
         elif node.op_type == "Gelu" and attributes.get("approximate", b"none") != b"none":
             yield f"{place}: Gelu is approximated by {attributes['approximate'].decode()}"
-        elif node.op_type == "Cast" and attributes["to"] not in (
-            TensorProto.FLOAT,
-            TensorProto.INT64,
-            TensorProto.BOOL,
-        ):
+        elif node.op_type == "Cast" and attributes["to"] not in TARGETS:
             yield f"{place}: numbers are rounded to {TensorProto.DataType.Name(attributes['to'])}"
         elif node.op_type == "Clip" and len([name for name in node.input[1:] if name]) == 2:
             yield f"{place}: Clip between two bounds"

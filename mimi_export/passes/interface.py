@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -39,10 +40,9 @@ class SetInterface(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Compare types."""
-        types = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
         values = [*model.graph.inputs, *model.graph.outputs]
         for value, tensor in zip(values, [*self.graph.inputs, *self.graph.outputs], strict=True):
-            if value.dtype != types[tensor.dtype]:
+            if value.dtype != ir.DataType.from_numpy(np.dtype(tensor.dtype)):
                 raise ir.passes.PostconditionError(f"{value.name} is {value.dtype}, expected {tensor.dtype}")
 
 
