@@ -6,7 +6,6 @@ The exporter itself is replaced by a copy of a variant exported once; `tests/tes
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError, OutputError, ParityError
 from mimi_export.export import build as build_module
 from mimi_export.export.build import Built, build
+from mimi_export.model.checkpoint import Checkpoint
 
 FIRST = Variant("first", ExportRecipe(Shape(8), "model-a"))
 SECOND = Variant("second", ExportRecipe(Shape(8), "model-b"))
@@ -40,9 +40,7 @@ def house(tiny_variant, tiny_checkpoint, tmp_path, monkeypatch):
 
     def load(model, revision):
         log.append(f"load {model}")
-        return SimpleNamespace(
-            model=house.model, geometry=tiny_checkpoint.geometry, source=model, revision=revision or "r1"
-        )
+        return Checkpoint(house.model, tiny_checkpoint.geometry, model, revision or "r1")
 
     def convert(parent, path, options, *, force, progress):
         log.append(f"convert {parent.name}")

@@ -6,7 +6,6 @@ cannot slow another down. All have the same weights: the baseline and the peers 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -211,11 +210,7 @@ def baseline_contenders(
             f"{model} has frames of {sizes[0]} samples and {sizes[1]} codebook entries, the other programs only run "
             f"Kyutai's {FRAME_SIZE} and {CODEBOOK_SIZE}; leave them out with --no-peers"
         )
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.detach().contiguous().numpy().reshape(-1)).cast("B"))
-    folder = cache / f"bench-{digest.hexdigest()[:16]}"
+    folder = cache / f"bench-{checkpoint.sha256()[:16]}"
     found, contender = [], partial(Contender, num_codebooks=num_codebooks)
     if public:
         code = sha256(Path(package_file).parent / "bench" / "baseline.py")[:8]

@@ -97,7 +97,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Man
 def list_files(directory: Path, but: str) -> dict[str, FileEntry]:
     """Size and hash of every file below `directory`, by name, except the list itself."""
     return {
-        path.relative_to(directory).as_posix(): FileEntry(path.stat().st_size, sha256(path))
+        path.relative_to(directory).as_posix(): FileEntry.of(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / but
     }

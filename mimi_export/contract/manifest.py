@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from mimi_export.contract.files import sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.records import FLAT, Reader, plain, shown
 from mimi_export.contract.spec import (
@@ -52,6 +53,11 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Measure a file."""
+        return cls(path.stat().st_size, sha256(path))
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class _Weights:
             inputs = {
                 "source": [checkpoint.source, checkpoint.revision],
                 "geometry": plain(checkpoint.geometry),
-                "weights": _weights_sha256(checkpoint),
+                "weights": checkpoint.sha256(),
             }
             self._loaded[key] = checkpoint, inputs
         return self._loaded[key]
@@ -252,14 +252,4 @@ def _code_sha256() -> str:
         name = path.relative_to(package)
         if name.parts[0] not in NOT_INPUTS:
             digest.update(f"{name.as_posix()} {sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _weights_sha256(checkpoint: Checkpoint) -> str:
-    """A hash of all tensors by name, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
-        digest.update(memoryview(array.reshape(-1)).cast("B"))
     return digest.hexdigest()

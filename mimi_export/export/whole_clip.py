@@ -28,9 +28,10 @@ import onnx
 import onnx_ir as ir
 
 from mimi_export import __version__
-from mimi_export.contract.files import atomic_directory, sha256
+from mimi_export.contract.directory import list_files
+from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, FileEntry, Source
+from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, Source
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
@@ -123,14 +124,9 @@ def export_batch(
                 written[dtype][kind] = file
         _write_json(directory / "config.json", config_json(checkpoint, count, dtypes))
         _write_json(directory / "preprocessor_config.json", preprocessor_json(geometry))
-        files = {
-            path.relative_to(directory).as_posix(): FileEntry(path.stat().st_size, sha256(path))
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
         manifest = BatchManifest(
             title, count, geometry.sampling_rate, geometry.frame_size, Source(checkpoint.source, checkpoint.revision),
-            tool_versions(), written, files,
+            tool_versions(), written, list_files(directory, BATCH_MANIFEST),
         )  # fmt: skip
         _write_json(directory / BATCH_MANIFEST, manifest.to_dict())
         if check is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mimi_export.contract.directory import load_artifact, load_batch
-from mimi_export.contract.files import sha256
 from mimi_export.contract.manifest import (
     BATCH_MANIFEST,
     BATCH_REPORT,
@@ -141,8 +140,7 @@ def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
             "publish a variant exported without --batch"
         )
     record = _vouching(directory, manifest.files, records)
-    path = directory / MANIFEST_NAME
-    files = {**manifest.files, MANIFEST_NAME: FileEntry(path.stat().st_size, sha256(path))}
+    files = {**manifest.files, MANIFEST_NAME: FileEntry.of(directory / MANIFEST_NAME)}
     return Subject(directory, manifest, f"{manifest.name}/", files, [record])
 
 
@@ -152,8 +150,7 @@ def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
     for graphs in manifest.dtypes.values():
         wanted = {name: manifest.files[name] for name in graphs.values()}
         vouching.append(_vouching(directory, wanted, records))
-    path = directory / BATCH_MANIFEST
-    files = {**manifest.files, BATCH_MANIFEST: FileEntry(path.stat().st_size, sha256(path))}
+    files = {**manifest.files, BATCH_MANIFEST: FileEntry.of(directory / BATCH_MANIFEST)}
     return Subject(directory, manifest, "", files, vouching)
 
 

@@ -6,6 +6,7 @@ that is an error, and so are tensors for which the configuration has no place, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -46,6 +47,15 @@ class Checkpoint:
     geometry: Geometry
     source: str
     revision: str | None
+
+    def sha256(self) -> str:
+        """A hash of all tensors by name, whatever file they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+            digest.update(memoryview(array.reshape(-1)).cast("B"))
+        return digest.hexdigest()
 
 
 def load_checkpoint(
