@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,13 @@ def test_round_trip(tmp_path, layout, frames, num_codebooks):
     assert artifact.decoder_path == tmp_path / "variant" / "decoder_model.onnx"
     for kind in GRAPH_KINDS:
         assert artifact.spec(kind) == graph_spec(GEOMETRY, kind, Shape(num_codebooks, layout, frames))
+
+
+def test_bytes_of_a_manifest(tmp_path):
+    """Order, indentation and escapes too: clients keep copies, and equal graphs give an equal manifest."""
+    tiny = dataclasses.replace(GEOMETRY, upsampling_ratios=(4,), num_hidden_layers=1)
+    fill(tmp_path, dataclasses.replace(a_manifest(), name="größe-8cb", geometry=tiny))
+    assert (tmp_path / "manifest.json").read_bytes() == (REPOSITORY / "tests" / "manifest.json").read_bytes()
 
 
 def test_files_are_listed_with_size_and_hash(tmp_path):
