@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -146,3 +147,10 @@ def test_lower_rooms_reach_few_packages(start):
 def test_nothing_imports_the_command_line():
     users = {module for module in ROOMS for name in imported_modules(module) if name.startswith("mimi_export.cli")}
     assert {room_of(user) for user in users} <= {"cli"}, users
+
+
+def test_the_runtime_loads_no_http():
+    """A fifth of the time of its import; only `load` from the Hub needs it."""
+    loaded = "import sys, mimi_export.runtime; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"http.client", "urllib.request", "ssl"} & set(done.stdout.split())

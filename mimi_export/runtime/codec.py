@@ -11,7 +11,6 @@ from typing import Any
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
-from mimi_export.remote.variants import Place, fetch_variant
 from mimi_export.runtime.session import CPU, GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
@@ -118,6 +117,8 @@ def load(
         ConfigError: with `variant`, `directory` is no `USER/NAME`.
     """
     if variant is not None:
+        from mimi_export.remote.variants import Place, fetch_variant
+
         directory = fetch_variant(Place.of(str(directory), variant), revision).path
     artifact = load_artifact(directory, verify_hashes)
     return Codec(artifact, threads=threads, providers=providers, huge_pages=huge_pages, prepared=prepared)
