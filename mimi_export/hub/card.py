@@ -17,10 +17,12 @@ from typing import Any
 
 from mimi_export import __version__
 from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.records import plain
+from mimi_export.contract.report import FORMAT_VERSION, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
 from mimi_export.hub import tables
-from mimi_export.hub.subjects import Json, Subject
+from mimi_export.hub.subjects import Subject
 
 KYUTAI = "kyutai/mimi"
 LICENSES = {KYUTAI: "cc-by-4.0"}
@@ -68,8 +70,8 @@ def front_matter(base_model: str | None, whole_clips: bool) -> str:
 
 def report_text(subjects: Sequence[Subject]) -> str:
     """The parity records behind the card, as published beside it."""
-    records = [record for subject in subjects for record in subject.reports]
-    return json.dumps({"format_version": 1, "variants": records}, indent=2, ensure_ascii=False) + "\n"
+    records = [plain(record) for subject in subjects for record in subject.reports]
+    return json.dumps({"format_version": FORMAT_VERSION, "variants": records}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model: str) -> Iterator[str]:
@@ -92,15 +94,15 @@ def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model
             "whole_clips",
             table=tables.whole_clips(whole),
             num_codebooks=whole.batch.num_codebooks,
-            seconds=" and ".join(f"{clip['seconds']:g} s" for clip in whole.reports[0]["clips"]),
+            seconds=" and ".join(f"{clip.seconds:g} s" for clip in whole.reports[0].clips),
             repository=repository,
             dtype=next(iter(whole.batch.dtypes)),
         )
     yield from _quality(records)
     yield _prose("checks", table=tables.checks([*records, *(whole.reports if whole is not None else ())]))
-    timed = [record for record in records if isinstance(record.get("timing"), dict)]
+    timed = [record for record in records if record.timing is not None]
     if timed:
-        yield _prose("speed", table=tables.speed(timed), tools=_versions(timed[0].get("tools", {})))
+        yield _prose("speed", table=tables.speed(timed), tools=_versions(timed[0].tools))
     if manifests:
         yield _differences(manifests[0], records)
         yield _prose("contract")
@@ -141,32 +143,31 @@ def _use(manifests: Sequence[Manifest], repository: str) -> Iterator[str]:
         yield _prose("use_bare", name=manifest.name)
 
 
-def _quality(records: Sequence[Json]) -> Iterator[str]:
+def _quality(records: Sequence[VariantRecord]) -> Iterator[str]:
     if not records:
         yield "## Quality"
         return
-    first = records[0]["clips"][0]
+    first = records[0].clips[0]
     yield _prose(
         "quality",
-        clips=", ".join(f"`{clip['name']}` ({clip['seconds']:.3g} s)" for clip in records[0]["clips"]),
-        calls=", ".join(first["codes"]),
-        first=first["name"],
-        seconds=f"{first['seconds']:.3g}",
+        clips=", ".join(f"`{clip.name}` ({clip.seconds:.3g} s)" for clip in records[0].clips),
+        calls=", ".join(first.codes),
+        first=first.name,
+        seconds=f"{first.seconds:.3g}",
         table=tables.quality(records),
     )
-    compared = [record for record in records if isinstance(record.get("published"), dict)]
-    if compared:
-        seconds = f"{compared[0]['published']['seconds']:g}"
-        yield _prose("published", seconds=seconds, table=tables.published(compared))
+    seconds = [record.published.seconds for record in records if record.published is not None]
+    if seconds:
+        yield _prose("published", seconds=f"{seconds[0]:g}", table=tables.published(records))
 
 
-def _differences(manifest: Manifest, records: Sequence[Json]) -> str:
+def _differences(manifest: Manifest, records: Sequence[VariantRecord]) -> str:
     geometry = manifest.geometry
     token = 2 * geometry.num_hidden_layers * geometry.num_key_value_heads * geometry.head_dim * 4
     rate = geometry.frame_rate * geometry.tokens_per_frame
     kept = geometry.sliding_window - 1
-    card = next((record["published"]["card_streaming"] for record in records if "published" in record), None)
-    claim = f" {_prose('claim', snr=tables.level(card['snr_db'], 1))}" if card else ""
+    card = next((record.published.card_streaming for record in records if record.published is not None), None)
+    claim = f" {_prose('claim', snr=tables.level(card.snr_db, 1))}" if card else ""
     return _prose(
         "differences",
         claim=claim,

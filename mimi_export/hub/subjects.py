@@ -5,12 +5,10 @@ A directory without a passing parity report for exactly the bytes that are in it
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mimi_export.contract.directory import load_artifact, load_batch
 from mimi_export.contract.manifest import (
@@ -21,13 +19,10 @@ from mimi_export.contract.manifest import (
     FileEntry,
     Manifest,
 )
+from mimi_export.contract.report import REPORT_NAME, VariantRecord, read_report
 from mimi_export.errors import ArtifactError, ParityError
 
-REPORT_NAME = "report.json"
-REPORT_PLACES = (REPORT_NAME, f"../{REPORT_NAME}", f"../report/{REPORT_NAME}", f"../parity/{REPORT_NAME}", BATCH_REPORT)
-REPORT_VERSION = 1
-
-Json = dict[str, Any]
+REPORT_PLACES = (REPORT_NAME, f"../{REPORT_NAME}", f"../report/{REPORT_NAME}", f"../parity/{REPORT_NAME}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Subject:
     made: Manifest | BatchManifest
     prefix: str
     files: Mapping[str, FileEntry]
-    reports: Sequence[Json]
+    reports: Sequence[VariantRecord]
 
     @property
     def name(self) -> str:
@@ -80,15 +75,12 @@ def read_subjects(
         ArtifactError: a directory or report is damaged, or two of them would go to the same place.
         ParityError: no report, a failing one, or one of other files.
     """
-    named = [record for path in reports for record in read_records(Path(path))]
     subjects: list[Subject] = []
     for directory in map(Path, directories):
-        records = named if reports else [record for path in _usual(directory) for record in read_records(path)]
-        if (directory / BATCH_MANIFEST).is_file():
-            records += read_records(directory / BATCH_REPORT) if (directory / BATCH_REPORT).is_file() else []
-            subject = _batch_subject(directory, records)
-        else:
-            subject = _variant_subject(directory, records)
+        is_batch = (directory / BATCH_MANIFEST).is_file()
+        places = [*(reports or _usual(directory)), *([directory / BATCH_REPORT] if is_batch else [])]
+        records = [record for path in places for record in read_report(path).variants]
+        subject = _batch_subject(directory, records) if is_batch else _variant_subject(directory, records)
         for other in subjects:
             if other.prefix == subject.prefix:
                 raise ArtifactError(
@@ -102,36 +94,11 @@ def read_subjects(
     return subjects
 
 
-def read_records(path: Path) -> list[Json]:
-    """The variants of a parity report; `path` may be the directory that holds it.
-
-    Raises:
-        ArtifactError: unreadable, no report, or one of another version.
-    """
-    path = path / REPORT_NAME if path.is_dir() else path
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; make it with `mimi-export parity`") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no parity report (not valid JSON)") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != REPORT_VERSION:
-        raise ArtifactError(
-            f"{path} has format_version {version!r}, this program reads {REPORT_VERSION}; measure again"
-        )
-    records = content.get("variants")
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ArtifactError(f"{path} lists no variants, so it is no parity report")
-    return records
-
-
 def _usual(directory: Path) -> list[Path]:
-    found = [directory / place for place in REPORT_PLACES[:-1]]
-    return [path for path in found if path.is_file()]
+    return [path for path in (directory / place for place in REPORT_PLACES) if path.is_file()]
 
 
-def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
+def _variant_subject(directory: Path, records: Sequence[VariantRecord]) -> Subject:
     artifact = load_artifact(directory, verify_hashes=True)
     manifest = artifact.manifest
     if manifest.shape.rows not in (None, 1):
@@ -144,7 +111,7 @@ def _variant_subject(directory: Path, records: Sequence[Json]) -> Subject:
     return Subject(directory, manifest, f"{manifest.name}/", files, [record])
 
 
-def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
+def _batch_subject(directory: Path, records: Sequence[VariantRecord]) -> Subject:
     manifest = load_batch(directory, verify_hashes=True)
     vouching = []
     for graphs in manifest.dtypes.values():
@@ -154,21 +121,22 @@ def _batch_subject(directory: Path, records: Sequence[Json]) -> Subject:
     return Subject(directory, manifest, "", files, vouching)
 
 
-def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence[Json]) -> Json:
+def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence[VariantRecord]) -> VariantRecord:
     """The passing record of exactly these files."""
     how = f"run `mimi-export parity {directory} --report {directory.parent / 'report'}`"
     nearest: list[str] | None = None
-    failing: Json | None = None
+    failing: VariantRecord | None = None
     for record in records:
-        differ = _differing(files, record.get("files"))
-        if not differ and record.get("passed") is True:
+        hashes = {name: entry.sha256 for name, entry in record.files.items()}
+        differ = [name for name, entry in files.items() if hashes.get(name) != entry.sha256]
+        if not differ and record.passed:
             return record
         if not differ:
             failing = record
         elif nearest is None or len(differ) < len(nearest):
             nearest = differ
     if failing is not None:
-        missed = [str(check.get("line")) for check in failing.get("checks", []) if check.get("passed") is not True]
+        missed = [check.line for check in failing.checks if not check.passed]
         raise ParityError(
             f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}"
         )
@@ -177,11 +145,3 @@ def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence
             f"{directory} has a parity report, but for other files: {', '.join(nearest)} changed since then; {how}"
         )
     raise ParityError(f"{directory} has no parity report for its files, so it is not published; {how}")
-
-
-def _differing(files: Mapping[str, FileEntry], measured: Any) -> list[str]:
-    """Names whose SHA-256 in a report is another one, or missing."""
-    if not isinstance(measured, dict):
-        return list(files)
-    hashes = {name: entry.get("sha256") for name, entry in measured.items() if isinstance(entry, dict)}
-    return [name for name, entry in files.items() if hashes.get(name) != entry.sha256]

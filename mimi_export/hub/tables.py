@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from mimi_export.contract.report import Difference, Level, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
-from mimi_export.hub.subjects import Json, Subject
+from mimi_export.hub.subjects import Subject
 
 Rows = list[list[str]]
 
@@ -20,14 +20,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def level(value: Any, digits: int) -> str:
+def level(value: Level, digits: int) -> str:
     """A number of a report: its words `exact` and `lost` stay, `null` is a dash."""
     if value is None:
         return "–"
     return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
-def small(value: Any) -> str:
+def small(value: Level) -> str:
     """A number near zero, with two significant digits."""
     return level(value, 2) if value is None or isinstance(value, str) else f"{value:.2g}"
 
@@ -55,26 +55,26 @@ def whole_clips(subject: Subject) -> str:
     rows: Rows = []
     if subject.batch is not None:
         for record in subject.reports:
-            graphs = subject.batch.dtypes[str(record["precision"])]
+            graphs = subject.batch.dtypes[record.precision]
             sizes = [_mib(subject.batch.files[graphs[kind]].bytes) for kind in GRAPH_KINDS]
-            clip = record["clips"][0]
+            clip = record.clips[0]
             rows.append([
-                f"`{record['precision']}`", *(f"`{graphs[kind]}`" for kind in GRAPH_KINDS), *sizes,
-                level(record["codes"]["equal_percent"], 2), level(clip["decoder"]["snr_db"], 1),
+                f"`{record.precision}`", *(f"`{graphs[kind]}`" for kind in GRAPH_KINDS), *sizes,
+                level(record.codes.equal_percent, 2), level(clip.decoder.snr_db, 1),
             ])  # fmt: skip
     columns = ("`dtype`", "encoder", "decoder", "encoder MiB", "decoder MiB", "equal codes %", "decoder SNR dB")
     return markdown(columns, rows, 3)
 
 
-def quality(records: Sequence[Json]) -> str:
+def quality(records: Sequence[VariantRecord]) -> str:
     """Agreement with batch PyTorch: codes of everything measured, levels of the first clip."""
     rows: Rows = []
     for record in records:
-        codes, clip = record["codes"], record["clips"][0]
+        codes, clip = record.codes, record.clips[0]
         rows.append([
-            f"`{record['name']}`", level(codes["equal_percent"], 3), str(codes["differ"]), str(codes["ties"]),
-            level((clip["latents"] or {}).get("snr_db"), 1), level(clip["decoder"]["snr_db"], 1),
-            level(clip["decoder"]["cosine"], 7), level(clip["end_to_end"]["snr_db"], 1),
+            f"`{record.name}`", level(codes.equal_percent, 3), str(codes.differ), str(codes.ties),
+            level(None if clip.latents is None else clip.latents.snr_db, 1), level(clip.decoder.snr_db, 1),
+            level(clip.decoder.cosine, 7), level(clip.end_to_end.snr_db, 1),
         ])  # fmt: skip
     columns = (
         "variant", "equal codes %", "differ", "ties", "latents SNR dB", "decoder SNR dB", "decoder cosine",
@@ -83,27 +83,26 @@ def quality(records: Sequence[Json]) -> str:
     return markdown(columns, rows)
 
 
-def published(records: Sequence[Json]) -> str:
+def published(records: Sequence[VariantRecord]) -> str:
     """The row of the public models' own card beside ours: the first seconds, streaming against batch."""
     rows: Rows = []
     for record in records:
-        found = record.get("published")
-        if not isinstance(found, dict):
+        if record.published is None:
             continue
-        if not rows and "card_streaming" in found:
-            rows.append(["public models, as their card states", *_three(found["card_streaming"], (1, 4))])
-        rows.append([f"`{record['name']}`", *_three(found["end_to_end"], (1, 7))])
+        if not rows:
+            rows.append(["public models, as their card states", *_three(record.published.card_streaming, (1, 4))])
+        rows.append([f"`{record.name}`", *_three(record.published.end_to_end, (1, 7))])
     return markdown(("model", "SNR dB", "cosine", "max abs"), rows)
 
 
-def speed(records: Sequence[Json]) -> str:
+def speed(records: Sequence[VariantRecord]) -> str:
     """Milliseconds a frame, one stream, as measured while checking parity."""
     rows: Rows = []
     for record in records:
-        timing = record.get("timing")
-        if isinstance(timing, dict):
-            values = [level(timing[kind][key], 1) for kind in GRAPH_KINDS for key in ("median_ms", "p95_ms")]
-            rows.append([f"`{record['name']}`", *values, level(timing["real_time_factor"], 2)])
+        if record.timing is not None:
+            times = (record.timing.encoder, record.timing.decoder)
+            values = [level(value, 1) for time in times for value in (time.median_ms, time.p95_ms)]
+            rows.append([f"`{record.name}`", *values, level(record.timing.real_time_factor, 2)])
     columns = (
         "variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor",
     )  # fmt: skip
@@ -126,19 +125,18 @@ def states(graph: GraphSpec) -> str:
     return markdown(("input", "output", "type", "shape", "first call"), rows, 5)
 
 
-def checks(records: Sequence[Json]) -> str:
+def checks(records: Sequence[VariantRecord]) -> str:
     """Every budget with what was found."""
     rows = [
-        [f"`{record['name']}`", str(check["metric"]), str(check["wanted"]), level(check["got"], 2)]
+        [f"`{record.name}`", check.metric, check.wanted, level(check.got, 2)]
         for record in records
-        for check in record["checks"]
+        for check in record.checks
     ]
     return markdown(("variant", "measured", "wanted", "found"), rows, 3)
 
 
-def _three(difference: Mapping[str, Any], digits: tuple[int, int]) -> list[str]:
-    found = [level(difference.get(key), count) for key, count in zip(("snr_db", "cosine"), digits, strict=True)]
-    return [*found, small(difference.get("max_abs"))]
+def _three(difference: Difference, digits: tuple[int, int]) -> list[str]:
+    return [level(difference.snr_db, digits[0]), level(difference.cosine, digits[1]), small(difference.max_abs)]
 
 
 def _mib(size: int) -> str:
