@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from enum import Enum
 from functools import lru_cache
@@ -10,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mimi_export.cli.batch import Batch, Dtypes, Rows, export_whole_clips
 from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
 from mimi_export.contract.files import refuse_taken
+from mimi_export.contract.manifest import BATCH_MANIFEST, MANIFEST_NAME, BatchManifest, Manifest
 from mimi_export.contract.recipes import DEFAULT_MODEL
 from mimi_export.contract.spec import Shape
 from mimi_export.errors import ConfigError
@@ -62,9 +63,23 @@ def export(
         str | None,
         typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
     ] = None,
-    batch: Batch = False,
-    rows: Rows = None,
-    dtype: Dtypes = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch",
+            help="Graphs for whole clips instead of streams, in the layout that transformers.js loads; checked against "
+            "PyTorch before they are kept. With a number (--batch 4): streaming graphs of that fixed batch.",
+        ),
+    ] = False,
+    rows: Annotated[
+        int | None, typer.Argument(metavar="N", min=1, help="After --batch: the rows of every call [default: free].")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype", metavar="NAME", help="With --batch: fp32, fp16 or q8; may be repeated [default: fp32]."
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -79,57 +94,64 @@ def export(
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     if rows is not None and not batch:
         raise ConfigError(f"got {rows} without an option before it; a fixed batch is --batch {rows}")
-    if batch and rows is None:
-        if kv_cache is KvCache.ring or frames_per_call is not None:
-            raise ConfigError(
-                "--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams, "
-                "whose batch is fixed by a number: --batch 4"
-            )
-        export_whole_clips(model, revision, num_codebooks, output_dir, name, dtype, force, json)
-        return
-    if dtype:
+    whole_clips = batch and rows is None
+    ring = kv_cache is KvCache.ring
+    if whole_clips and (ring or frames_per_call is not None):
+        raise ConfigError(
+            "--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams, "
+            "whose batch is fixed by a number: --batch 4"
+        )
+    if dtype and not whole_clips:
         raise ConfigError("--dtype goes with --batch for whole clips; for streaming variants use `mimi-export convert`")
-    num_codebooks = num_codebooks or 8
-    if kv_cache is KvCache.ring:
-        frames_per_call = frames_per_call or 1
-    elif frames_per_call is not None:
+    if frames_per_call is not None and not ring:
         raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
-    usual = f"streaming-{num_codebooks}cb" + ("-ring" if kv_cache is KvCache.ring else "")
-    usual += "" if rows is None else f"-batch{rows}"
+    if whole_clips:
+        usual = "batch" + (f"-{num_codebooks}cb" if num_codebooks else "")
+    else:
+        usual = f"streaming-{num_codebooks or 8}cb" + ("-ring" if ring else "") + (f"-batch{rows}" if rows else "")
     target = output_dir or ARTIFACTS / (name or usual)
-    refuse_taken(target, force)
+    refuse_taken(target, force, BATCH_MANIFEST if whole_clips else MANIFEST_NAME)
     begin = time.monotonic()
-    with needs_extra("export", "mimi-export export"):
+    with needs_extra("export", "mimi-export export --batch" if whole_clips else "mimi-export export"):
         from mimi_export.export.variant import export_variant
+        from mimi_export.export.whole_clip import export_batch
         from mimi_export.model.checkpoint import load_checkpoint
+        from mimi_export.parity.whole_clip import check_batch
+    made: Manifest | BatchManifest
     with Steps() as steps:
         steps.step(f"loading {model}")
         checkpoint = load_checkpoint(model, revision, progress=steps.advance)
-        manifest = export_variant(
-            checkpoint,
-            target,
-            Shape(num_codebooks, kv_cache.value, frames_per_call, rows),
-            name=name,
-            force=force,
-            progress=steps.step,
-        )
+        if whole_clips:
+            made = clips = export_batch(
+                checkpoint,
+                target,
+                num_codebooks,
+                name=name,
+                dtypes=tuple(dict.fromkeys(dtype or ["fp32"])),
+                force=force,
+                progress=steps.step,
+                check=lambda directory: check_batch(checkpoint, directory, steps.step),
+            )
+            facts = {"num_codebooks": clips.num_codebooks, "layout": "batch", "dtypes": list(clips.dtypes)}
+        else:
+            shape = Shape(num_codebooks or 8, kv_cache.value, (frames_per_call or 1) if ring else None, rows)
+            made = export_variant(checkpoint, target, shape, name=name, force=force, progress=steps.step)
+            facts = dataclasses.asdict(shape)
+            facts["batch"] = facts.pop("rows")
     seconds = time.monotonic() - begin
+    files = sorted(made.files.items())
     if json:
         show_json({
             "command": "export",
             "path": str(target),
-            "name": manifest.name,
-            "num_codebooks": manifest.shape.num_codebooks,
-            "layout": manifest.shape.layout,
-            "frames_per_call": manifest.shape.frames_per_call,
-            "batch": manifest.shape.rows,
-            "source": {"model": manifest.source.model, "revision": manifest.source.revision},
-            "files": {file: entry.bytes for file, entry in sorted(manifest.files.items())},
+            "name": made.name,
+            **facts,
+            "source": dataclasses.asdict(made.source),
+            "files": {file: entry.bytes for file, entry in files},
             "seconds": seconds,
         })  # fmt: skip
         return
-    files = [(file, mebibytes(entry.bytes)) for file, entry in sorted(manifest.files.items())]
-    show_rows(f"{target} is ready after {seconds:.0f} s", files)
+    show_rows(f"{target} is ready after {seconds:.0f} s", [(file, mebibytes(entry.bytes)) for file, entry in files])
 
 
 def build(

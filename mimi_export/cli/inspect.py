@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mimi_export.cli.console import show_json, show_rows, show_table
 from mimi_export.cli.options import Json
-
-if TYPE_CHECKING:
-    from mimi_export.contract.directory import Artifact
-    from mimi_export.contract.spec import StateSpec
+from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.spec import GRAPH_KINDS, StateSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -37,8 +35,6 @@ def inspect(
       mimi-export inspect artifacts/streaming-8cb
       mimi-export inspect artifacts/streaming-8cb --json | jq .bitrate
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.contract.directory import load_artifact
-
     artifact = load_artifact(directory, verify_hashes=verify)
     opsets = _opsets(artifact)
     if json:
@@ -50,7 +46,7 @@ def inspect(
             "frame_rate": geometry.frame_rate,
             "bitrate": geometry.bitrate(artifact.manifest.shape.num_codebooks),
             "opset": opsets,
-            "states": {kind: [_record(state) for state in artifact.spec(kind).states] for kind in _kinds()},
+            "states": {kind: [_record(state) for state in artifact.spec(kind).states] for kind in GRAPH_KINDS},
             "manifest": artifact.manifest.to_dict(),
         })  # fmt: skip
         return
@@ -83,19 +79,13 @@ def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
     show_rows(manifest.name, rows)
     files = [(name, entry.bytes, entry.sha256[:12]) for name, entry in sorted(manifest.files.items())]
     show_table("Files", ("name", "bytes", "SHA-256"), files)
-    for kind in _kinds():
+    for kind in GRAPH_KINDS:
         states = [
             (state.past.name, state.present.name, state.dtype, _shape(state.past_shape), _shape(state.present_shape))
             for state in artifact.spec(kind).states
         ]
         columns = ("input", "output", "type", "shape in", "shape out")
         show_table(f"States of the {kind}, in order, zeros at first", columns, states)
-
-
-def _kinds() -> tuple[Any, ...]:
-    from mimi_export.contract.spec import GRAPH_KINDS
-
-    return GRAPH_KINDS
 
 
 def _bitrates(artifact: Artifact) -> str:
@@ -113,7 +103,7 @@ def _opsets(artifact: Artifact) -> dict[str, int] | None:
     from mimi_export.errors import GraphError
 
     opsets = {}
-    for kind in _kinds():
+    for kind in GRAPH_KINDS:
         path = artifact.graph_path(kind)
         try:
             model = onnx.load(str(path), load_external_data=False)
