@@ -43,6 +43,21 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def cli(capsys):
+    """`cli("encode", …)` runs a command here and gives exit code, stdout and stderr."""
+    from mimi_export.cli import main
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint():
     from mimi_export.model.checkpoint import load_checkpoint

@@ -62,6 +62,19 @@ def publication(folder: Path, checkpoint, variants: dict[str, Path]) -> Publicat
     return Publication(folder, directories)
 
 
+def with_last_line(cli):
+    """`cli` with the last line of stderr alone: the only one, where it fails. The token is never shown."""
+
+    def run(*arguments):
+        code, out, err = cli(*arguments)
+        assert TOKEN not in out + err
+        lines = [line for line in err.splitlines() if not line.startswith("[")]
+        assert len(lines) == (code != 0), err
+        return code, out, lines[-1] if lines else ""
+
+    return run
+
+
 def whole_clips_from(monkeypatch: pytest.MonkeyPatch, variant: Path) -> None:
     """Let `export_batch` take the streaming graphs of a variant instead of tracing them again, which takes a while."""
     monkeypatch.setattr(

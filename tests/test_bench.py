@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ from mimi_export.bench.report import as_json, markdown, tables
 from mimi_export.bench.rounds import run_rounds
 from mimi_export.bench.worker import Worker
 from mimi_export.cli import bench as bench_command
-from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError, ConfigError, MimiExportError
@@ -358,22 +358,14 @@ def test_variants_that_cannot_be_compared_are_refused(tiny_variant, tmp_path):
 
 
 @pytest.fixture
-def cli(capsys, monkeypatch):
+def cli(cli, monkeypatch):
     """Run `bench` here, with a machine of known limits."""
     monkeypatch.setattr(benchmark_module, "measure_machine", lambda threads: MACHINE)
     from mimi_export import cli as package
 
     if bench_command not in package.COMMANDS:
         bench_command.register(package.app)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main(["bench", *map(str, arguments)])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
+    return partial(cli, "bench")
 
 
 def test_bench_writes_a_report_and_pictures(cli, tiny_variant, tmp_path, monkeypatch):

@@ -36,20 +36,6 @@ LAYOUTS = [("window", None), ("ring", 2)]
 
 
 @pytest.fixture
-def cli(capsys):
-    """`cli("encode", …)` runs a command here and gives exit code, stdout and stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def fails(cli, tmp_path):
     """`fails(code, words, *command)`: the command ends so, with one line that has the words, and leaves no file."""
 

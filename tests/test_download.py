@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from hub_server import TOKEN, Blob, HubServer, Repo
+from hub_server import Blob, HubServer, Repo
+from publishing import with_last_line
 
-from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact
 from mimi_export.errors import ConfigError
 from mimi_export.remote.variants import Place
@@ -53,19 +53,8 @@ def variant_files(name, directory) -> dict[str, Blob]:
 
 
 @pytest.fixture
-def cli(capsys):
-    """Runs a command here; exit code, stdout and the last line of stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert TOKEN not in captured.out + captured.err
-        lines = [line for line in captured.err.splitlines() if not line.startswith("[")]
-        assert len(lines) == (code != 0), captured.err
-        return code, captured.out, lines[-1] if lines else ""
-
-    return run
+def cli(cli):
+    return with_last_line(cli)
 
 
 def fetched(hub) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 from hub_server import TOKEN, HubServer, card_errors
-from publishing import REPO, Publication, local_hub, publication, whole_clips_from
+from publishing import REPO, Publication, local_hub, publication, whole_clips_from, with_last_line
 
 from mimi_export.cli import main
 from mimi_export.contract.precision import Fp16Options, Int8Options
@@ -33,20 +33,8 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def cli(capsys):
-    """Runs a command here; exit code, stdout and the last line of stderr. The token is never shown."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert TOKEN not in captured.out + captured.err
-        assert "Traceback" not in captured.err
-        lines = [line for line in captured.err.splitlines() if not line.startswith("[")]
-        assert len(lines) == (code != 0), captured.err
-        return code, captured.out, lines[-1] if lines else ""
-
-    return run
+def cli(cli):
+    return with_last_line(cli)
 
 
 def command(published: Publication, *more: str) -> list:
