@@ -196,7 +196,7 @@ def table(title: str, rows: list[tuple[str, bool, str]]) -> str:
     return "\n".join(["", title, *lines, ""])
 
 
-@pytest.mark.parametrize("layout", spec.KV_LAYOUTS)
+@pytest.mark.parametrize("layout", ["window", "ring"])
 @pytest.mark.parametrize("kind", GRAPH_KINDS)
 def test_every_broken_state_is_seen(tiny_variant, tiny_checkpoint, kind, layout):
     case = make_case(tiny_checkpoint, kind, layout, seconds=4)
@@ -207,7 +207,7 @@ def test_every_broken_state_is_seen(tiny_variant, tiny_checkpoint, kind, layout)
     assert_seen(rows)
 
 
-@pytest.mark.parametrize("layout", spec.KV_LAYOUTS)
+@pytest.mark.parametrize("layout", ["window", "ring"])
 @pytest.mark.parametrize("kind", GRAPH_KINDS)
 def test_every_broken_structure_is_seen(tiny_checkpoint, kind, layout, monkeypatch):
     case = make_case(tiny_checkpoint, kind, layout, seconds=4)

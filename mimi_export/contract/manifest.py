@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mimi_export.contract.files import sha256
+from mimi_export.contract.files import DIRECTORY_MARKER, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.records import FLAT, Reader, plain, shown
 from mimi_export.contract.spec import (
@@ -33,7 +33,7 @@ from mimi_export.contract.spec import (
 from mimi_export.errors import ArtifactError
 
 FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME = DIRECTORY_MARKER
 STATE_SPEC_NAME = "state_spec.txt"
 BATCH_MANIFEST = "batch.json"
 BATCH_REPORT = "parity.json"

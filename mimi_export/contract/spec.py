@@ -27,7 +27,6 @@ from mimi_export.errors import ConfigError
 KvLayout = Literal["window", "ring"]
 Dim = int | str
 GRAPH_KINDS: tuple[GraphKind, ...] = ("encoder", "decoder")
-KV_LAYOUTS: tuple[KvLayout, ...] = ("window", "ring")
 
 BATCH = "batch"
 SAMPLES = "samples"

@@ -25,7 +25,6 @@ from mimi_export import __file__ as package_file
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_file, is_taken, sha256
 from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
-from mimi_export.contract.precision import Options
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.contract.records import plain
@@ -91,21 +90,21 @@ def build(
     built = []
     for variant in order:
         target, recipe = targets[variant.name], variant.recipe
-        make: Callable[[], object]
+        make: Callable[..., object]
         if isinstance(recipe, ExportRecipe):
             checkpoint, inputs = weights.get(recipe)
-            make = partial(_export, variant.name, recipe, checkpoint, target.path, progress)
+            make = partial(export_variant, checkpoint, target.path, recipe.shape, name=variant.name)
         else:
             parent = targets[recipe.parent].path
             inputs = {"parent": sha256(parent / MANIFEST_NAME)}
-            make = partial(_convert, parent, target.path, recipe.options, _told(variant.name, progress))
+            make = partial(convert, parent, target.path, recipe.options)
         fingerprint = _fingerprint(variant, inputs)
         reused = not force and target.is_unchanged(fingerprint)
         if reused:
             progress(f"{variant.name}: unchanged")
         else:
             target.stamp(fingerprint)  # claims the place before anything appears there
-            make()
+            make(force=True, progress=partial(_tell, progress, variant.name))
             target.stamp(fingerprint, checked=False)
         if check is not None and not target.is_checked():
             progress(f"{variant.name}: checking")
@@ -115,23 +114,8 @@ def build(
     return built
 
 
-def _export(name: str, recipe: ExportRecipe, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
-    export_variant(
-        checkpoint,
-        path,
-        recipe.shape,
-        name=name,
-        force=True,
-        progress=_told(name, progress),
-    )
-
-
-def _convert(parent: Path, path: Path, options: Options, progress: Progress) -> None:
-    convert(parent, path, options, force=True, progress=progress)
-
-
-def _told(name: str, progress: Progress) -> Progress:
-    return lambda text: progress(f"{name}: {text}")
+def _tell(progress: Progress, name: str, text: str) -> None:
+    progress(f"{name}: {text}")
 
 
 def _order(variants: Mapping[str, Variant], names: Sequence[str]) -> list[Variant]:

@@ -24,11 +24,11 @@ import soxr
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import AudioError, OutputError
 from mimi_export.media.opening import check_file
+from mimi_export.media.signals import SAMPLING_RATE
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | os.PathLike[str]
 
-SAMPLING_RATE = 24000  # Kyutai's model; callers with a geometry at hand pass its rate
 BLOCK_FRAMES = 1 << 15
 MANY_CHANNELS = 8  # files with more are read in smaller blocks
 RATES = range(1000, 1_000_001)  # Hz; what claims another rate is no recording, and at 1 Hz a kilobyte is an hour

@@ -17,7 +17,7 @@ Audio = NDArray[np.float32]
 Array = NDArray[np.floating[Any]]
 Signal = Callable[[float, int, int], Audio]
 
-SAMPLING_RATE = 24_000
+SAMPLING_RATE = 24_000  # Kyutai's model; callers with a geometry at hand pass its rate
 # Centre frequencies in Hz of the first four formants of six vowels, an adult speaker's rounded averages.
 _VOWELS = np.array(
     [

@@ -35,7 +35,6 @@ from mimi_export.parity.stored import SCALES, ZERO_POINT, StoredWeight, constant
 PRECISIONS = {"fp32": ("float32",), "fp16": ("float32", "float16"), "int8": ("float32", "float16", "int8", "uint8")}
 OLDEST_OPSET = 17  # LayerNormalization
 SMALL = 64  # numbers that a constant without a name of its own may have: positions, frequencies of a head's channels
-LAST_CODE = 127
 HALF_STEP = 0.505  # half a step, and the rounding of the division
 GAIN = 0.005  # by which the factor that fits an output best may differ from 1, beside its standard error
 OUTLIER = 20.0  # times the median distance: errors that are fed back reach 6 in small matrices
@@ -95,7 +94,7 @@ def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, m
     known = {*expected, *(name + end for name in weights for end in (SCALES, ZERO_POINT))}
     for name, array in arrays.items():
         large = array.dtype.kind != "i" and array.size > SMALL
-        if name not in known and large and not any(_equal(array, w) for w in expected.values()):
+        if name not in known and large and not any(np.array_equal(array, w) for w in expected.values()):
             faults.append(f"{name} {list(array.shape)} holds numbers that are no weight of the model")
     return [f"{kind}: {fault}" for fault in faults]
 
@@ -156,10 +155,6 @@ def _offsets(name: str, wanted: Array, weights: Mapping[str, StoredWeight]) -> A
         return wanted
     lengths: Array = (-0.5 * np.square(book.values, dtype=np.float64).sum(axis=1)).astype(np.float32)
     return lengths
-
-
-def _equal(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and np.array_equal(a, b)
 
 
 def _place(wrong: Array) -> str:

@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 LATENTS_DB = 110.0
 UNIT_ROUNDOFF = 2.0**-24

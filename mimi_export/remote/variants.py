@@ -21,14 +21,13 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from mimi_export.contract.directory import load_artifact, read_manifest
-from mimi_export.contract.files import atomic_directory, atomic_file, cache_root, sha256
+from mimi_export.contract.files import BLOCK_BYTES, atomic_directory, atomic_file, cache_root, sha256
 from mimi_export.contract.manifest import MANIFEST_NAME, FileEntry
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import ConfigError, HubError, TransientError
 from mimi_export.remote import http
 from mimi_export.remote.retry import retried
 
-BLOCK_BYTES = 1 << 20
 MOST_MANIFEST = 4 << 20  # bytes
 ABANDONED_SECONDS = 60.0  # since a part was last written to: its process is gone
 
