@@ -15,6 +15,7 @@ further off number by number, but each output must keep its scale: the factor th
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,6 +39,7 @@ SMALL = 64  # numbers that a constant without a name of its own may have: positi
 HALF_STEP = 0.505  # half a step, and the rounding of the division
 GAIN = 0.005  # by which the factor that fits an output best may differ from 1, beside its standard error
 OUTLIER = 20.0  # times the median distance: errors that are fed back reach 6 in small matrices
+OTHER = 0.25  # of an output's size: further away, its numbers are others
 
 OPERATORS = """
     Abs Add And ArgMax Cast Clip Concat Constant Conv ConvTranspose Cos Div Equal Exp Expand Gather Gelu Gemm Greater
@@ -66,14 +68,7 @@ def audit_files(artifact: Artifact, models: Mapping[GraphKind, onnx.ModelProto])
 
 
 def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, module: StreamingGraph) -> list[str]:
-    """Every number of a file that is not the checkpoint's, weight by weight.
-
-    Args:
-        artifact: the variant.
-        kind: the graph.
-        model: its file.
-        module: the step functions with the checkpoint's weights.
-    """
+    """Every number of a file that is not the checkpoint's (which `module` has), weight by weight."""
     arrays = constants(model)
     expected = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     weights = stored_weights(arrays, expected)
@@ -115,35 +110,34 @@ def _weight_fault(name: str, got: StoredWeight, wanted: Array, precision: str, n
     wrong = got.values != wanted
     if not wrong.any():
         return None
-    place, count = _place(wrong), int(wrong.sum())
-    first = np.unravel_index(int(np.argmax(wrong)), wrong.shape) if wrong.ndim else ()
-    return f"is {got.values[first]:.6g} at {place}, expected {wanted[first]:.6g} ({count} of {wrong.size} differ)"
+    place, first = _place(wrong), tuple(_first(wrong))
+    values = f"is {got.values[first]:.6g} at {place}, expected {wanted[first]:.6g}"
+    return f"{values} ({wrong.sum()} of {wrong.size} differ)"
 
 
 def _rounding_fault(codes: Array, steps: Array, wanted: Array, nearest: bool) -> str | None:
     """Whether integers are those of `wanted`: each within half a step, or at least each output at its own scale."""
-    if not np.isfinite(steps).all() or (steps <= 0).any():
-        return f"has no positive scale at {_place(~(steps > 0))}"
-    inside = np.abs(codes) < np.abs(codes).max(initial=0)
-    error = np.abs(wanted / steps - codes)
-    if nearest:
-        wrong = inside & (error > HALF_STEP)
-        return f"is {error.max(where=wrong, initial=0):.2f} steps off at {_place(wrong)}" if wrong.any() else None
+    positive = np.isfinite(steps) & (steps > 0)
+    if not positive.all():
+        return f"has no positive scale at {_place(~positive)}"
+    inside = np.abs(codes) < np.abs(codes).max(initial=0)  # not clipped at the last code
+    error = (wanted / steps - codes).astype(np.float64)
+    distance = np.abs(error)
     axis = 0 if np.ptp(steps, axis=0).max(initial=0) == 0 else 1  # along which one scale holds
-    kept = np.where(inside, codes, 0).astype(np.float64)
-    power = np.square(kept).sum(axis=axis)
-    gain = np.where(power > 0, (kept * (wanted / steps)).sum(axis=axis) / np.maximum(power, 1), 1.0)
-    spread = np.sqrt(np.square(np.where(inside, wanted / steps - codes, 0)).sum(axis=axis) / np.maximum(power, 1))
-    left = np.where(inside, wanted / steps - codes * np.expand_dims(gain, axis), 0)
-    noise = np.sqrt(np.square(left).sum(axis=axis) / np.maximum(power, 1) / codes.shape[axis])
-    off = np.abs(gain - 1)
-    if (off > GAIN + 4 * noise).any():
-        index = int(np.argmax(off - 4 * noise))
-        return f"has the scale of output {index} wrong by a factor of {gain[index]:.3f}"
-    wrong = inside & (error > OUTLIER * np.median(error))
+    kept, missed = np.where(inside, codes, 0), np.where(inside, error, 0)
+    power = np.maximum(np.square(kept, dtype=np.float64).sum(axis=axis), 1)
+    if not nearest:
+        gain = 1 + (kept * missed).sum(axis=axis) / power
+        left = missed - kept * np.expand_dims(gain - 1, axis)
+        off = np.abs(gain - 1) - 4 * np.sqrt(np.square(left).sum(axis=axis) / power / codes.shape[axis])
+        if (off > GAIN).any():
+            index = int(np.argmax(off))
+            return f"has the scale of output {index} wrong by a factor of {gain[index]:.3f}"
+    wrong = inside & (distance > (HALF_STEP if nearest else OUTLIER * np.median(distance)))
     if wrong.any():
-        return f"is {error.max(where=wrong, initial=0):.2f} steps off at {_place(wrong)}"
-    if (spread > 0.25).any():
+        return f"is {distance[wrong].max():.2f} steps off at {_place(wrong)}"
+    spread = np.sqrt(np.square(missed).sum(axis=axis) / power)
+    if not nearest and (spread > OTHER).any():
         return f"has other numbers in output {int(np.argmax(spread))}: {100 * spread.max():.0f} % of its size away"
     return None
 
@@ -157,10 +151,13 @@ def _offsets(name: str, wanted: Array, weights: Mapping[str, StoredWeight]) -> A
     return lengths
 
 
+def _first(wrong: Array) -> list[int]:
+    found: list[int] = np.argwhere(wrong)[0].tolist()
+    return found
+
+
 def _place(wrong: Array) -> str:
-    if not wrong.ndim:
-        return "its only number"
-    return str([int(index) for index in np.unravel_index(int(np.argmax(wrong)), wrong.shape)])
+    return str(_first(wrong)) if wrong.ndim else "its only number"
 
 
 def _directory_faults(artifact: Artifact) -> Iterator[str]:
@@ -217,7 +214,9 @@ def _operator_faults(artifact: Artifact, model: onnx.ModelProto) -> Iterator[str
             yield f"{place}: operator {node.domain + '.' if node.domain else ''}{node.op_type} has no place here"
         elif any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             yield f"{place}: {node.op_type} holds a graph of its own"
-        elif node.op_type == "LayerNormalization" and not _near(attributes.get("epsilon", 1e-5), geometry.norm_eps):
+        elif node.op_type == "LayerNormalization" and not math.isclose(
+            attributes.get("epsilon", 1e-5), geometry.norm_eps, rel_tol=1e-6
+        ):
             yield f"{place}: epsilon of LayerNormalization is not {geometry.norm_eps:g}"
         elif node.op_type == "Gelu" and attributes.get("approximate", b"none") != b"none":
             yield f"{place}: Gelu is approximated by {attributes['approximate'].decode()}"
@@ -229,10 +228,6 @@ def _operator_faults(artifact: Artifact, model: onnx.ModelProto) -> Iterator[str
         total = each * geometry.num_hidden_layers
         if counts[operator] != total:
             yield f"{counts[operator]} {operator} nodes, expected {total}"
-
-
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-6 * b
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

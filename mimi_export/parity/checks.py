@@ -6,16 +6,15 @@ codes hold for speech and music, not for clips marked `stress`.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.recipes import Budget, Variant
-from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.parity.results import Check, ClipNumbers, Outcome, VariantReport, number
+from mimi_export.contract.spec import GraphKind
+from mimi_export.parity.results import Check, ClipNumbers, Outcome, VariantReport, all_codes, number
 from mimi_export.parity.ties import DIFFERS, Agreement
 
 EXACT = "fp32"
@@ -80,47 +79,29 @@ def check_budgets(clips: Sequence[ClipNumbers], budgets: Sequence[Budget]) -> li
     return [Check(b.metric, got, b.wanted, b.holds(got), where, b.reason) for b, got, where in found]
 
 
-def weak_states(report: VariantReport, limit: float = STATE_DB) -> list[str]:
-    """States below `limit` dB as `encoder key_0 (12.3 dB)`, in the order of computation of each graph."""
-    found = []
-    for kind in GRAPH_KINDS:
-        for name in computation_order(report.manifest, kind):
-            value = report.states.get(kind, {}).get(name, math.inf)
-            if not value >= limit:
-                found.append(f"{kind} {name} ({number(value, 1)} dB)")
-    return found
-
-
-def computation_order(manifest: Manifest, kind: str) -> list[str]:
+def computation_order(manifest: Manifest, kind: GraphKind) -> list[str]:
     """Names of a graph's states in the order in which a call meets them."""
-    graph = manifest.spec("encoder" if kind == "encoder" else "decoder")
+    graph = manifest.spec(kind)
     convs = [state.name for state in graph.states if state.kind in ("conv", "conv_tr")]
     others = [state.name for state in graph.states if state.name not in convs]
     middle = len(convs) - 1 if kind == "encoder" else 1  # the transformer stands before or after the resampling
     return [*convs[:middle], *others, *convs[middle:]]
 
 
-def _total(counts: Iterable[Iterable[Agreement]]) -> Agreement:
-    total = Agreement()
-    for agreement in itertools.chain.from_iterable(counts):
-        total.add(agreement)
-    return total
-
-
 def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
     if metric in ("code_agreement_percent", "code_tie_percent"):
-        total = _total(clip.codes.values() for clip in clips)
+        total = all_codes(clips)
         if metric == "code_agreement_percent":
             return 100 * total.apart_from_ties, f"{total.differ} of {total.codes} codes differ without being ties"
         # one tie in a short clip is more than 0.1 % and proves nothing
         percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
         return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
     if metric == "codebook_agreement_percent":
-        shares = _total(clip.codes.values() for clip in clips).per_codebook
+        shares = all_codes(clips).per_codebook
         worst = int(np.argmin(shares))
         return 100 * shares[worst], f"codebook {worst}"
     if metric == "search_agreement_percent":
-        total = _total([clip.searched] if clip.searched else [] for clip in clips)
+        total = Agreement.total(clip.searched for clip in clips if clip.searched)
         if not total.codes:
             return math.nan, NOT_MEASURED
         wrong = total.counts[:, DIFFERS]
@@ -138,8 +119,7 @@ def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
 
 
 def _fault_check(metric: str, lines: Sequence[str]) -> Check:
-    more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-    where = f"{lines[0]}{more}" if lines else "all of them looked at"
+    where = _first_of(lines) if lines else "all of them looked at"
     return Check(metric, len(lines), "at most 0", not lines, where, FAULT_REASON)
 
 
@@ -152,9 +132,17 @@ def _situation_check(outcomes: Sequence[Outcome]) -> Check:
 
 
 def _state_check(report: VariantReport) -> Check:
-    values = [(value, f"{kind} {name}") for kind in report.states for name, value in report.states[kind].items()]
+    values = [
+        (states[name], f"{kind} {name}")
+        for kind, states in report.states.items()
+        for name in computation_order(report.manifest, kind)
+    ]
     worst, where = min(values, default=(math.nan, "no states"))
-    weak = weak_states(report)
+    weak = [f"{name} ({number(value, 1)} dB)" for value, name in values if not value >= STATE_DB]
     if weak:
-        where = f"first state that differs: {weak[0]}" + (f", and {len(weak) - 1} more" if len(weak) > 1 else "")
+        where = f"first state that differs: {_first_of(weak)}"
     return Check("state_snr_db", worst, f"at least {STATE_DB:g}", worst >= STATE_DB, where, STATE_REASON)
+
+
+def _first_of(lines: Sequence[str]) -> str:
+    return lines[0] + (f", and {len(lines) - 1} more" if len(lines) > 1 else "")

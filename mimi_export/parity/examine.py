@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from mimi_export.contract.directory import Artifact
-from mimi_export.contract.precision import patterns_for
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.audit import audit_files, audit_weights, load_model
@@ -20,8 +18,7 @@ from mimi_export.parity.situations import CALL_SIZES, Examiner, full_window, sit
 from mimi_export.parity.stored import StoredWeight, constants, step_functions, stored_quantizers, stored_weights
 from mimi_export.parity.ties import LATENTS_DB, ResidualQuantizer
 
-# How exactly a graph knows what it quantises: by activations of 16 bits, or of 8 bits, which leave 41 dB.
-FINE_DB, COARSE_DB = 60.0, 35.0
+COARSE_DB = 35.0  # how exactly a graph knows what it quantises by activations of 8 bits, which leave 41 dB
 
 
 @dataclass
@@ -32,39 +29,33 @@ class Files:
     """
 
     artifact: Artifact
-    projected_db: float
     faults: dict[str, list[str]]
-    quantizers: list[ResidualQuantizer] = field(default_factory=list)
-    weights: dict[GraphKind, dict[str, StoredWeight]] = field(default_factory=dict)
-    steps: dict[GraphKind, list[int]] = field(default_factory=dict)
+    weights: dict[GraphKind, dict[str, StoredWeight]]
+    steps: dict[GraphKind, list[int]]
+    quantizers: list[ResidualQuantizer]
+    projected_db: float
 
 
 def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
     """Read and audit both graphs; `GraphError` where one is no ONNX file."""
     models = {kind: load_model(artifact, kind) for kind in GRAPH_KINDS}
     faults: dict[str, list[str]] = {"file_faults": audit_files(artifact, models), "weight_faults": []}
-    files = Files(artifact, LATENTS_DB, faults)
+    weights, steps = {}, {}
     for kind, model in models.items():
         module = step_functions(checkpoint, artifact.spec(kind))
         faults["weight_faults"] += audit_weights(artifact, kind, model, module)
         arrays = constants(model)
-        files.weights[kind] = stored_weights(arrays, module.state_dict())
-        files.steps[kind] = turning_steps(arrays, artifact.geometry)
-    files.quantizers = stored_quantizers(files.weights["encoder"])
-    files.projected_db = _projected_db(artifact, files.weights["encoder"])
-    return files
+        weights[kind] = stored_weights(arrays, module.state_dict())
+        steps[kind] = turning_steps(arrays, artifact.geometry)
+    encoder = weights["encoder"]
+    return Files(artifact, faults, weights, steps, stored_quantizers(encoder), _projected_db(encoder))
 
 
-def _projected_db(artifact: Artifact, weights: Mapping[str, StoredWeight]) -> float:
+def _projected_db(weights: Mapping[str, StoredWeight]) -> float:
     """How exactly an encoder knows the projection of its own latents: in float32, or by rounded activations."""
-    rounded = {name for name, weight in weights.items() if weight.codes is not None}
-    if any(".codebooks." in name for name in rounded):
-        return COARSE_DB
-    if not any(name.endswith(".projection") for name in rounded):
-        return LATENTS_DB
-    told = [pattern for record in artifact.manifest.conversion for pattern in record.get("fine", ())]
-    fine = patterns_for("encoder", told)
-    return FINE_DB if any(fnmatch.fnmatchcase("semantic.projection", pattern) for pattern in fine) else COARSE_DB
+    rounded = [name for name, weight in weights.items() if weight.codes is not None]
+    coarse = any(".codebooks." in name or name.endswith(".projection") for name in rounded)
+    return COARSE_DB if coarse else LATENTS_DB
 
 
 def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> list[Outcome]:

@@ -13,7 +13,6 @@ the same shape. If that gives the graph's own values, it is what happened.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from mimi_export.contract.directory import Artifact
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, conv_state_name
 from mimi_export.errors import GraphError
-from mimi_export.model.graphs import StreamingGraph, initial_states, streaming_graph
+from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
@@ -74,42 +73,33 @@ class Lockstep:
         """Step through the beginning of a clip until something differs."""
         geometry = self._module.geometry
         last = geometry.sliding_window // geometry.tokens_per_frame + EXTRA_FRAMES
-        states = {
-            state.name: tensor.numpy()
-            for state, tensor in zip(self._graph.states, initial_states(self._graph, 1), strict=True)
-        }
-        frame = 0
+        states, frame = self.tapped.initial_states(), 0
         for index, call in enumerate(truth.calls([frames])):
             if frame >= last:
                 break
             data = graph_input(call, self._graph)
             right, present = self.step(data, states)
-            values, found, taps = self.tapped.step(data, states)
-            got = {**taps, self._graph.data_output.name: values, **named_present(found)}
-            agreements = self._compare(right | named_present(present), got)
+            got, _ = self.tapped.step(data, states)
+            agreements = tuple((name, agreement(right[name], got[name])) for name in self.order(right) if name in got)
             for place, value in agreements:
                 if not value >= self._limit:
                     tokens = (frame + call.codes.shape[1]) * geometry.tokens_per_frame
                     cause = self._cause(place, got, data, states, tokens)
-                    return Explanation(self._graph.kind, place, index, frame, value, cause, tuple(agreements))
+                    return Explanation(self._graph.kind, place, index, frame, value, cause, agreements)
             states = present
             frame += call.codes.shape[1]
         return None
 
     @torch.no_grad()
     def step(self, data: Array, states: Mapping[str, Array]) -> tuple[dict[str, Array], States]:
-        """One call of the step functions: taps and data output by name, then the states for the next call."""
+        """One call of the step functions, as `TappedGraph.step`."""
         seen: dict[str, torch.Tensor] = {}
-        past = [torch.from_numpy(np.ascontiguousarray(states[state.name])) for state in self._graph.states]
-        output, *present = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
-        values = {name: tensor.numpy() for name, tensor in seen.items()}
-        values[self._graph.data_output.name] = output.numpy()
         names = [state.name for state in self._graph.states]
-        return values, {name: tensor.numpy().copy() for name, tensor in zip(names, present, strict=True)}
-
-    def _compare(self, right: Mapping[str, Array], got: Mapping[str, Array]) -> list[tuple[str, float]]:
-        """Agreement at every place that both show: each stage, then the states it hands on, in order."""
-        return [(name, agreement(right[name], got[name])) for name in self.order(right) if name in got]
+        past = [torch.from_numpy(np.ascontiguousarray(states[name])) for name in names]
+        output, *tensors = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
+        present = {name: tensor.numpy().copy() for name, tensor in zip(names, tensors, strict=True)}
+        places = {name: tensor.numpy() for name, tensor in seen.items()}
+        return {**places, self._graph.data_output.name: output.numpy(), **named_present(present)}, present
 
     def order(self, values: Mapping[str, Array]) -> list[str]:
         """The places of a call in the order of computation: each stage, then the states that it hands on."""
@@ -137,8 +127,8 @@ class Lockstep:
             zero = " (it is all zero)" if not got[place].any() else ""
             return f"the state {name} is handed on wrong{zero}; what was computed before it is right"
         for text, changed in self._hypotheses(place, states):
-            values, _ = self.step(data, changed)
-            if agreement(values[place], got[place]) >= self._limit:
+            shown, _ = self.step(data, changed)
+            if agreement(shown[place], got[place]) >= self._limit:
                 return text
         names = " and ".join(self._states_of(place))
         if place == self._graph.data_output.name and not names:
@@ -197,24 +187,23 @@ class TappedGraph:
         path: the `.onnx` file.
         spec: its inputs and outputs.
         only: taps to show, all that the file has by default.
-        threads: threads for one operator.
 
     Raises:
         GraphError: the file is no ONNX graph or does not load.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], spec: GraphSpec, only: tuple[str, ...] | None = None, threads: int = 1
-    ) -> None:
-        self.path, self.spec = Path(path), spec
+    def __init__(self, path: Path, spec: GraphSpec, only: tuple[str, ...] | None = None) -> None:
+        self.spec = spec
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         try:
-            model = onnx.load(self.path)
+            model = onnx.load(path)
             names = [name for node in model.graph.node for name in node.output if name.startswith(TAP_PREFIX)]
-            self.taps = [name.removeprefix(TAP_PREFIX) for name in names]
-            if only is not None:
-                self.taps = [name for name in self.taps if name in only]
+            taps = [name.removeprefix(TAP_PREFIX) for name in names]
+            self.taps = [name for name in taps if only is None or name in only]
             model.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in self.taps)
-            self._session = _session(model, threads)
+            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except (DecodeError, OSError, RuntimeError, ValueError) as error:
             raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
 
@@ -223,18 +212,10 @@ class TappedGraph:
         kinds = {"float32": np.float32, "int64": np.int64}
         return {state.name: np.zeros(state.initial_shape(batch), kinds[state.dtype]) for state in self.spec.states}
 
-    def step(self, data: Array, states: States) -> tuple[Array, States, dict[str, Array]]:
-        """One call: the data output, the states for the next call, and the taps."""
+    def step(self, data: Array, states: States) -> tuple[dict[str, Array], States]:
+        """One call: every place that it shows, by name (taps, outputs), and the states for the next call."""
         feeds = {self.spec.data_input.name: data, **{state.past.name: states[state.name] for state in self.spec.states}}
-        names = [tensor.name for tensor in self.spec.outputs] + [TAP_PREFIX + name for name in self.taps]
-        values = dict(zip(names, self._session.run(names, feeds), strict=True))
-        present = {state.name: values[state.present.name] for state in self.spec.states}
-        return values[self.spec.data_output.name], present, {name: values[TAP_PREFIX + name] for name in self.taps}
-
-
-def _session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        outputs = [tensor.name for tensor in self.spec.outputs]
+        values = self._session.run([*outputs, *(TAP_PREFIX + name for name in self.taps)], feeds)
+        places = dict(zip([*outputs, *self.taps], values, strict=True))
+        return places, {state.name: places[state.present.name] for state in self.spec.states}

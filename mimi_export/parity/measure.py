@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,10 @@ from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip, clips_from_arrays
 from mimi_export.parity.examine import read_files, run_situations
-from mimi_export.parity.explain import TappedGraph
-from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies, snr_db
+from mimi_export.parity.explain import TappedGraph, agreement
+from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
-from mimi_export.parity.results import (
-    DRIFT_SECONDS,
-    ClipResult,
-    Drift,
-    Excerpt,
-    Outcome,
-    Timeline,
-    Timing,
-    VariantReport,
-)
+from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Drift, Excerpt, Timeline, Timing, VariantReport
 from mimi_export.parity.ties import Agreement, judge_codes, search
 from mimi_export.runtime import Codec, DecoderStream
 from mimi_export.runtime.integers import check_artifact
@@ -95,51 +86,50 @@ class _Measurement:
 
     def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
         self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
-        self.reference, self._progress = reference, progress
+        self.reference, self._told = reference, progress
         self.codec = Codec(artifact)
-        self._progress(f"{self.manifest.name}: files and weights")
+        self._progress("files and weights")
         self.files = read_files(artifact, reference.checkpoint)
         self.num_codebooks = artifact.manifest.shape.num_codebooks
 
     def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
         fixed = self.manifest.shape.frames_per_call
         ways = [fixed] if fixed else list(frames_per_call)
-        name = self.manifest.name
-        results = []
-        states: dict[GraphKind, dict[str, float]] = {}
-        timing: dict[GraphKind, Timing] = {}
-        outcomes: list[Outcome] = []
-        for index, clip in enumerate(clips):
+        report = VariantReport(
+            self.manifest.name,
+            str(self.artifact.path),
+            self.manifest,
+            tools=_machine(self.manifest.tools),
+            faults=self.files.faults,
+        )
+        for clip in clips:
             truth = self.reference.clip(clip)
-            self._progress(f"{name}: {clip.name}, {ways[0]} frame(s) a call")
+            self._progress(f"{clip.name}, {ways[0]} frame(s) a call")
             run = _Run(self, truth)
             result = run.whole(_pattern(ways[0]), str(ways[0]))
             result.latents = self._latents(truth, result)
-            for way in ways[1:] if index == 0 else ():
-                self._progress(f"{name}: {clip.name}, {way} frame(s) a call")
-                run.again(result, _pattern(way), str(way))
+            if not report.clips:
+                for way in ways[1:]:
+                    self._progress(f"{clip.name}, {way} frame(s) a call")
+                    run.again(result, _pattern(way), str(way))
+                report.timing = run.timing()
+                report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
+                self._progress("situations that no clip brings")
+                report.outcomes = run_situations(self.files, self.reference, truth)
             result.drift = _drift(result, self.geometry.frame_rate)
-            results.append(result)
-            if index == 0:
-                timing = run.timing()
-                states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
-                self._progress(f"{name}: situations that no clip brings")
-                outcomes = run_situations(self.files, self.reference, truth)
-        sizes = {entry: file.bytes for entry, file in self.manifest.files.items()}
-        tools = _machine(self.manifest.tools)
-        faults = self.files.faults
-        return VariantReport(
-            *(name, str(self.artifact.path), self.manifest, results, states, timing, sizes, tools, faults, outcomes)
-        )
+            report.clips.append(result)
+        return report
+
+    def _progress(self, step: str) -> None:
+        self._told(f"{self.manifest.name}: {step}")
 
     def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
         """The verdict on one call's codes `[K, T]`."""
         return judge_codes(self.reference.quantizers, call.latents, call.codes[: self.num_codebooks], codes)
 
     def _states(self, truth: ReferenceClip, kind: GraphKind, found: Mapping[str, Array]) -> dict[str, float]:
-        graph = self.artifact.spec(kind)
-        right = self.reference.states(truth, graph)
-        return {state.name: _state_snr(right[state.name], found[state.name]) for state in graph.states}
+        right = self.reference.states(truth, self.artifact.spec(kind))
+        return {name: agreement(right[name], found[name]) for name in right}
 
     def _latents(self, truth: ReferenceClip, result: ClipResult) -> Difference | None:
         """Compare the latents inside the encoder, where the file still names them; notes energies per frame.
@@ -151,8 +141,9 @@ class _Measurement:
             return None
         states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
         for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
-            codes, states, taps = graph.step(graph_input(call, graph.spec), states)
-            latents, codes = (array[..., : call.codes.shape[1]] for array in (taps["latents"][0].T, codes[0]))
+            shown, states = graph.step(graph_input(call, graph.spec), states)
+            frames = call.codes.shape[1]
+            latents, codes = shown["latents"][0, :frames].T, shown["audio_codes"][0, :, :frames]
             if self.files.quantizers:
                 nearest = search(self.files.quantizers, latents, self.num_codebooks)
                 searched.push(judge_codes(self.files.quantizers, latents, nearest, codes, self.files.projected_db))
@@ -175,41 +166,42 @@ class _Run:
     def whole(self, pattern: Sequence[int], way: str) -> ClipResult:
         """Everything but the latents."""
         m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
-        agreement, verdicts = Agreement(), []
+        counts, verdicts, excerpt = Agreement(), [], []
         decoded, end_to_end = AudioComparison(rate, self._frame_size), AudioComparison(rate, self._frame_size)
-        excerpt = _Beginning(round(EXCERPT_SECONDS * rate))
+        left = round(EXCERPT_SECONDS * rate)
         for call, codes, audio, heard in self._stream(pattern, end_to_end=True):
             verdict = m.judge(call, codes)
-            agreement.push(verdict)
+            counts.push(verdict)
             verdicts.append(verdict)
             right = call.audio[m.num_codebooks]
             decoded.push(right, audio)
             end_to_end.push(right, heard)
-            excerpt.push(call.samples, right, heard)
-        timeline = Timeline({}, np.concatenate(verdicts, axis=1))
-        timeline.energies = {"decoder": decoded.energies.arrays(), "end_to_end": end_to_end.energies.arrays()}
+            if left > 0:
+                excerpt.append([signal[:left].copy() for signal in (call.samples, right, heard)])
+                left -= len(call.samples)
+        energies = {"decoder": decoded.energies.arrays(), "end_to_end": end_to_end.energies.arrays()}
         return ClipResult(
             name=truth.clip.name,
             stress=truth.clip.stress,
             num_samples=truth.num_samples,
             num_frames=truth.num_frames,
-            codes={way: agreement},
+            codes={way: counts},
             decoder_calls={way: decoded.whole.difference},
             latents=None,
             decoder=decoded.finish(),
             end_to_end=end_to_end.finish(),
             first_seconds={"decoder": decoded.first.difference, "end_to_end": end_to_end.first.difference},
-            timeline=timeline,
-            excerpt=Excerpt(*excerpt.arrays()),
+            timeline=Timeline(energies, np.concatenate(verdicts, axis=1)),
+            excerpt=Excerpt(*(np.concatenate(parts) for parts in zip(*excerpt, strict=True))),
         )
 
     def again(self, result: ClipResult, pattern: Sequence[int], way: str) -> None:
         """The same clip in another way to call: only codes and the decoder's audio."""
-        agreement, comparison = Agreement(), Comparison()
+        counts, comparison = Agreement(), Comparison()
         for call, codes, audio, _ in self._stream(pattern, end_to_end=False):
-            agreement.push(self._m.judge(call, codes))
+            counts.push(self._m.judge(call, codes))
             comparison.push(call.audio[self._m.num_codebooks], audio)
-        result.codes[way] = agreement
+        result.codes[way] = counts
         result.decoder_calls[way] = comparison.difference
 
     def timing(self) -> dict[GraphKind, Timing]:
@@ -220,7 +212,7 @@ class _Run:
             found[kind] = Timing(float(np.median(kept)), float(np.percentile(kept, 95)))
         return found
 
-    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Any:
+    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Iterator[tuple[Piece, Array, Audio, Audio]]:
         """For each call: its reference, own codes, audio of the reference's codes, audio of the own codes.
 
         As long as all codes are the reference's, the last two are one stream; it is forked at the first difference.
@@ -256,24 +248,6 @@ class _Run:
             self.states = {"encoder": encoder.snapshot().states, "decoder": decoder.snapshot().states}
 
 
-class _Beginning:
-    """The first samples of several streams."""
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self._parts: list[tuple[Audio, ...]] = []
-
-    def push(self, *streams: Audio) -> None:
-        """Add as many samples to each stream."""
-        if self._left:
-            self._parts.append(tuple(stream[: self._left].copy() for stream in streams))
-            self._left -= len(self._parts[-1][0])
-
-    def arrays(self) -> list[Audio]:
-        """The streams."""
-        return [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
-
-
 def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:
     audio = stream.push(np.repeat(codes[None], stream.batch, axis=0))[0]
     return np.concatenate([audio, stream.flush()[0]]) if last else audio
@@ -287,16 +261,10 @@ def _pattern(way: int | str) -> Sequence[int]:
     return (way,)
 
 
-def _state_snr(right: Array, found: Array) -> float:
-    return snr_db(right, found) if right.shape == found.shape else -float("inf")
-
-
 def _drift(result: ClipResult, frame_rate: float) -> dict[str, Drift]:
-    frames = round(DRIFT_SECONDS * frame_rate)
-    if result.num_frames < 2 * frames:
+    frames, total, timeline = round(DRIFT_SECONDS * frame_rate), result.num_frames, result.timeline
+    if total < 2 * frames:
         return {}
-    total = result.num_frames
-    timeline = result.timeline
     return {
         what: Drift(timeline.snr_db(what, 0, frames), timeline.snr_db(what, total - frames, total))
         for what in timeline.energies
@@ -306,7 +274,7 @@ def _drift(result: ClipResult, frame_rate: float) -> dict[str, Drift]:
 def _machine(tools: Mapping[str, str]) -> dict[str, str]:
     """What the numbers depend on beside the files: versions, and the kind of processor."""
     return {
-        **dict(tools),
+        **tools,
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

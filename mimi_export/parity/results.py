@@ -6,6 +6,7 @@ Decibels are floats that may be infinite (see `metrics`); `None` stands for what
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from mimi_export.contract.decibels import decibels
 from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.report import NotMeasured as NotMeasured
 from mimi_export.contract.spec import GraphKind
 from mimi_export.parity.metrics import Audio, AudioDifference, Difference
 from mimi_export.parity.ties import Agreement
@@ -162,6 +164,11 @@ class ClipNumbers:
     searched: Agreement | None = None
 
 
+def all_codes(clips: Iterable[ClipNumbers]) -> Agreement:
+    """Codes of all clips and all ways to call, together."""
+    return Agreement.total(agreement for clip in clips for agreement in clip.codes.values())
+
+
 @dataclass(kw_only=True)
 class ClipResult(ClipNumbers):
     """One clip through one streaming variant."""
@@ -208,10 +215,9 @@ class VariantReport:
     name: str
     directory: str
     manifest: Manifest
-    clips: list[ClipResult]
-    states: dict[GraphKind, dict[str, float]]
-    timing: dict[GraphKind, Timing]
-    sizes: dict[str, int]
+    clips: list[ClipResult] = field(default_factory=list)
+    states: dict[GraphKind, dict[str, float]] = field(default_factory=dict)
+    timing: dict[GraphKind, Timing] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -220,12 +226,8 @@ class VariantReport:
 
     @property
     def codes(self) -> Agreement:
-        """Codes of all clips and all ways to call, together."""
-        total = Agreement()
-        for clip in self.clips:
-            for agreement in clip.codes.values():
-                total.add(agreement)
-        return total
+        """See `all_codes`."""
+        return all_codes(self.clips)
 
     @property
     def bitrate(self) -> float:
@@ -242,14 +244,6 @@ class VariantReport:
     def passed(self) -> bool:
         """Whether every budget is met."""
         return all(check.passed for check in self.checks)
-
-
-@dataclass(frozen=True)
-class NotMeasured:
-    """A variant directory that could not be measured, and why."""
-
-    directory: str
-    reason: str
 
 
 @dataclass

@@ -175,16 +175,13 @@ class _Graph:
         comparison = Comparison()
         states, done = graph.initial_states(), 0
         for call in self.truth.calls([self.spec.shape.frames_per_call or 1]):
-            output, states, taps = graph.step(graph_input(call, self.spec), states)
+            shown, states = graph.step(graph_input(call, self.spec), states)
+            frames, wanted = call.codes.shape[1], call.audio[self.count]
             if self.kind == "encoder":
-                frames = call.latents.shape[1]
-                latents = taps["latents"][0]
-                latents = latents.T if latents.shape[0] != call.latents.shape[0] else latents
-                comparison.push(call.latents, latents[:, :frames])
+                comparison.push(call.latents, shown["latents"][0, :frames].T)
             else:
-                wanted = call.audio[self.count]
-                comparison.push(wanted, output[0, 0, : len(wanted)])
-            done += call.codes.shape[1]
+                comparison.push(wanted, shown["audio_values"][0, 0, : len(wanted)])
+            done += frames
             if done >= self.frames:
                 break
         return comparison.snr_db

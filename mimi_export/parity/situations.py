@@ -113,9 +113,8 @@ class Examiner:
         young = _joined([row.states for row in rows])
         shifts = [row.older for row in rows]
         right, present = self._lockstep.step(data, young)
-        values, found, taps = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
         right |= named_present(older(present, shifts, self._steps))
-        got = {**taps, self._graph.data_output.name: values, **named_present(found)}
+        got, _ = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
         for place in self._lockstep.order(right):
             for index, row in enumerate(rows if place in got else ()):
                 axis = 1 if place.startswith("transformer_") else 0
@@ -123,8 +122,8 @@ class Examiner:
                     yield row.name, place, -math.inf
                     continue
                 one, other = (np.take(array, [index], axis) for array in (right[place], got[place]))
-                if place == "audio_codes" and "latents" in taps and self._quantizers:
-                    yield row.name, place, self._codes(taps["latents"][index], other[0])
+                if place == "audio_codes" and "latents" in got and self._quantizers:
+                    yield row.name, place, self._codes(got["latents"][index], other[0])
                 else:
                     gain = GAIN if place == self._graph.data_output.name else STAGE_GAIN
                     yield row.name, place, _agreement(one, other, gain)
@@ -204,38 +203,28 @@ def full_window(states: Mapping[str, Array], graph: GraphSpec, geometry: Geometr
 def turning_steps(arrays: Mapping[str, Array], geometry: Geometry) -> list[int]:
     """`rope.phase_steps` as a file stores them: a rounding of theirs is no matter, but all keys must share it."""
     wanted = phase_steps(geometry.head_dim, geometry.rope_theta).numpy()
-    for array in arrays.values():
-        if (
-            array.shape == wanted.shape
-            and array.dtype == wanted.dtype
-            and np.allclose(array, wanted, rtol=1e-6, atol=1)
-        ):
-            return [int(step) for step in array]
-    return [int(step) for step in wanted]
+    alike = (array for array in arrays.values() if (array.shape, array.dtype) == (wanted.shape, wanted.dtype))
+    near = (array for array in alike if np.allclose(array, wanted, rtol=1e-6, atol=1))
+    steps: list[int] = next(near, wanted).tolist()
+    return steps
 
 
 def older(states: States, tokens: Sequence[int], steps: Sequence[int]) -> States:
     """A ring's states as if each row had begun so many tokens earlier: keys turned on, slots moved on."""
     if not any(tokens) or "position" not in states:
         return states
-    aged = dict(states)
-    half = len(steps)
-    for name, array in states.items():
-        rows = []
-        for row, count in zip(array, tokens, strict=True):
+    aged = {name: array.copy() for name, array in states.items()}
+    for name, array in aged.items():
+        for index, count in enumerate(tokens):
             if name == "position":
-                rows.append(row + count)
+                array[index] += count
             elif name.startswith(("key_", "value_")):
-                moved = np.roll(row, count % row.shape[1], axis=1)
-                if name.startswith("key_"):
-                    angle = np.array([count * step % 2**32 for step in steps]) * (2 * math.pi / 2**32)
-                    first, second = moved[..., :half].astype(np.float64), moved[..., half:].astype(np.float64)
-                    cos, sin = np.cos(angle), np.sin(angle)
-                    moved = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-                rows.append(moved.astype(array.dtype))
-            else:
-                rows.append(row)
-        aged[name] = np.stack(rows)
+                array[index] = np.roll(array[index], count % array.shape[2], axis=1)
+            if name.startswith("key_"):
+                turn = np.exp(2j * math.pi * np.array([count * step % 2**32 / 2**32 for step in steps]))
+                first, second = np.split(array[index].astype(np.float64), 2, axis=-1)
+                turned = (first + 1j * second) * turn
+                array[index] = np.concatenate([turned.real, turned.imag], axis=-1)
     return aged
 
 
@@ -267,11 +256,7 @@ def _varied(name: str, array: Array) -> Array:
     """Another row's states: of the same kind, and different everywhere."""
     if array.dtype.kind == "i":
         return array
-    return (
-        np.ascontiguousarray(array[..., ::-1, :] * np.float32(0.8))
-        if name.startswith("value_")
-        else array * np.float32(-0.7)
-    )
+    return np.ascontiguousarray(array[..., ::-1, :] * 0.8 if name.startswith("value_") else array * -0.7)
 
 
 def _joined(states: Sequence[States]) -> States:

@@ -18,7 +18,7 @@ quantise another residual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,14 +119,16 @@ class Agreement:
 
     counts: Codes = field(default_factory=lambda: np.zeros((0, 4), np.int64))
 
+    @classmethod
+    def total(cls, parts: Iterable[Agreement]) -> Agreement:
+        """All of them together, of as many codebooks each."""
+        counts = [part.counts for part in parts]
+        return cls(np.sum(counts, axis=0)) if counts else cls()
+
     def push(self, verdict: npt.NDArray[np.uint8]) -> None:
         """Add the verdict `[K, frames]` of `judge_codes`."""
         new = np.stack([(verdict == kind).sum(axis=1) for kind in range(4)], axis=1).astype(np.int64)
-        self.counts = new if not len(self.counts) else self.counts + new
-
-    def add(self, other: Agreement) -> None:
-        """Add another count of as many codebooks."""
-        self.counts = other.counts.copy() if not len(self.counts) else self.counts + other.counts
+        self.counts = self.counts + new if len(self.counts) else new
 
     @property
     def codes(self) -> int:

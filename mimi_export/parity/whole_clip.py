@@ -29,7 +29,7 @@ from mimi_export.parity.clips import Clip
 from mimi_export.parity.metrics import difference_of
 from mimi_export.parity.reference import Reference
 from mimi_export.parity.reports.json import agreement_record, check_record, clip_record
-from mimi_export.parity.results import ClipNumbers
+from mimi_export.parity.results import ClipNumbers, all_codes
 from mimi_export.parity.ties import Agreement, judge_codes
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _measure(
     """The record of one data type."""
     files = manifest.dtypes[dtype]
     encoder, decoder = (_Graph(directory / files[kind]) for kind in GRAPH_KINDS)
-    everything, measured = Agreement(), []
+    measured = []
     for clip in clips:
         progress(f"{dtype}: {clip.name}")
         truth = reference.clip(clip)
@@ -84,7 +84,6 @@ def _measure(
         codes = encoder(piece.samples[None, None, : truth.num_samples])
         agreement = Agreement()
         agreement.push(judge_codes(reference.quantizers, piece.latents, piece.codes, codes[0]))
-        everything.add(agreement)
         right = piece.audio[manifest.num_codebooks]
         decoded, heard = (difference_of(right, decoder(these)[0, 0]) for these in (piece.codes[None], codes))
         sizes = (truth.num_samples, truth.num_frames)
@@ -103,7 +102,7 @@ def _measure(
         explanations=(),
         files={name: manifest.files[name] for name in files.values()},
         bitrate=reference.geometry.bitrate(manifest.num_codebooks),
-        codes=agreement_record(everything),
+        codes=agreement_record(all_codes(measured)),
         clips=tuple(clip_record(clip, manifest.sampling_rate) for clip in measured),
         tools={"mimi-export": __version__, "onnxruntime": ort.__version__},
     )

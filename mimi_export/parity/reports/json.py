@@ -32,8 +32,7 @@ CARD_BATCH_DB = 128.0
 
 def to_report(run: ParityRun) -> Report:
     """The records of `report.json`."""
-    missing = tuple(records.NotMeasured(item.directory, item.reason) for item in run.not_measured)
-    return Report(f"mimi-export {__version__}", run.passed, missing, tuple(map(_variant, run.reports)))
+    return Report(f"mimi-export {__version__}", run.passed, tuple(run.not_measured), tuple(map(_variant, run.reports)))
 
 
 def to_dict(run: ParityRun) -> dict[str, Any]:

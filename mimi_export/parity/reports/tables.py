@@ -90,12 +90,12 @@ def cost(run: ParityRun) -> Table:
     rows = []
     for report in run.reports:
         times = [report.timing[kind] for kind in GRAPH_KINDS]
-        sizes = [report.sizes[report.manifest.spec(kind).file_name] / MIB for kind in GRAPH_KINDS]
+        files = [report.manifest.files[report.manifest.spec(kind).file_name] for kind in GRAPH_KINDS]
         rows.append([
             report.name,
             *(number(value, 2) for timing in times for value in (timing.median_ms, timing.p95_ms)),
             number(report.real_time_factor, 3),
-            *(number(size, 1) for size in sizes),
+            *(number(file.bytes / MIB, 1) for file in files),
             f"{report.bitrate / 1000:g}",
         ])  # fmt: skip
     columns = (
