@@ -68,7 +68,6 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> 
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
         examiner = Examiner(
             Lockstep(tapped, module),
-            graph,
             files.quantizers if kind == "encoder" else [],
             files.projected_db,
             files.steps[kind],

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import initial_states, streaming_graph
@@ -183,21 +183,18 @@ class Reference:
     def _runs(self, clip: Clip) -> Iterator[tuple[Audio, int]]:
         """Whole frames of a clip, as many as one batch call may have, and how many samples of them are real."""
         frame_size = self.geometry.frame_size
-        sizes = itertools.chain(
-            [self._max_frames], itertools.repeat(min(PIECE_FRAMES, self._max_frames - self._context))
-        )
+        further = min(PIECE_FRAMES, self._max_frames - self._context)
+        sizes = itertools.chain([self._max_frames], itertools.repeat(further))
         wanted = next(sizes) * frame_size
-        held: list[Audio] = []
+        held = np.zeros(0, np.float32)
         for block in clip.blocks(self.geometry.sampling_rate):
-            held.append(block)
-            while sum(map(len, held)) >= wanted:
-                joined = np.concatenate(held)
-                yield joined[:wanted], wanted
-                held = [joined[wanted:]]
+            held = np.concatenate([held, block])
+            while len(held) >= wanted:
+                yield held[:wanted], wanted
+                held = held[wanted:]
                 wanted = next(sizes) * frame_size
-        rest = np.concatenate(held) if held else np.zeros(0, np.float32)
-        if len(rest):
-            yield np.pad(rest, (0, -len(rest) % frame_size)), len(rest)
+        if len(held):
+            yield np.pad(held, (0, -len(held) % frame_size)), len(held)
 
     @torch.no_grad()
     def _step_through(self, reference: ReferenceClip, graph: GraphSpec) -> dict[str, Array]:
@@ -225,10 +222,9 @@ def graph_input(call: Piece, graph: GraphSpec) -> Array:
 def split(piece: Piece, start: int, stop: int) -> Piece:
     """Frames `start` to `stop` of a piece."""
     size = len(piece.samples) // piece.codes.shape[1]
-    audio = {count: values[start * size : stop * size] for count, values in piece.audio.items()}
-    return Piece(
-        piece.samples[start * size : stop * size], piece.latents[:, start:stop], piece.codes[:, start:stop], audio
-    )
+    frames, samples = slice(start, stop), slice(start * size, stop * size)
+    audio = {count: values[samples] for count, values in piece.audio.items()}
+    return Piece(piece.samples[samples], piece.latents[:, frames], piece.codes[:, frames], audio)
 
 
 def join(first: Piece, second: Piece) -> Piece:
@@ -244,8 +240,7 @@ def join(first: Piece, second: Piece) -> Piece:
 def context_frames(geometry: Geometry) -> int:
     """Frames before a frame that can have any influence on it, for encoder and decoder alike, rounded up."""
     tokens = geometry.num_hidden_layers * (geometry.sliding_window - 1)
-    kinds: tuple[GraphKind, ...] = ("encoder", "decoder")
-    convs = max(_conv_context(geometry, kind) for kind in kinds)
+    convs = max(_conv_context(geometry, kind) for kind in GRAPH_KINDS)
     return math.ceil(tokens / geometry.tokens_per_frame + convs * geometry.frame_rate) + 2
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from mimi_export.contract.directory import Artifact
@@ -38,6 +37,7 @@ from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 
 TIMED_CALLS = 30
 WARM_CALLS = 3
+FILLING_FRAMES = 130  # of one call, after which the window is full
 FIRST_OF_LAYERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 logger = logging.getLogger(__name__)
@@ -113,9 +113,8 @@ def measure_sensitivity(
     """
     if artifact.manifest.precision != "fp32":
         raise ArtifactError(f"{artifact.path} is {artifact.manifest.precision} already; measure its fp32 parent")
-    count = artifact.manifest.shape.num_codebooks
     rows = []
-    with Reference(checkpoint, [count], progress) as reference:
+    with Reference(checkpoint, [artifact.manifest.shape.num_codebooks], progress) as reference:
         truth = reference.clip(clip)
         calibration = Calibration(artifact.geometry, options.calibrate)
         for kind in GRAPH_KINDS:  # both, for the decoder is calibrated with the encoder's codes
@@ -138,7 +137,6 @@ class _Graph:
         progress: Progress,
     ) -> None:
         self.spec, self.kind, self.options = artifact.spec(kind), kind, options
-        self.count = artifact.manifest.shape.num_codebooks
         self.truth, self.progress = truth, progress
         self.frames = max(1, int(seconds * artifact.geometry.frame_rate))
         self.model = ir.load(artifact.graph_path(kind))
@@ -150,15 +148,12 @@ class _Graph:
         base = self._try("everything in 8 bits", self.options)
         rows = []
         for group in self.groups:
-            options = dataclasses.replace(self.options, keep_float=(*self.options.keep_float, f"{self.kind}:{group}"))
-            rows.append(self._row(base, group, options))
+            kept = (*self.options.keep_float, f"{self.kind}:{group}")
+            trial = self._try(f"{group} in float32", dataclasses.replace(self.options, keep_float=kept))
+            more_ms = self._more_ms(base.graph, trial.graph)
+            rows.append(Row(self.kind, group, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, more_ms))
         rows.sort(key=lambda row: -row.gained_db)
         return [Row(self.kind, "(all)", base.snr_db, 0.0, 0.0, 0.0), *rows]
-
-    def _row(self, base: _Trial, group: str, options: Int8Options) -> Row:
-        trial = self._try(f"{group} in float32", options)
-        milliseconds = self._more_ms(base.graph, trial.graph)
-        return Row(self.kind, group, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, milliseconds)
 
     def _try(self, text: str, options: Int8Options) -> _Trial:
         self.progress(f"{self.kind}: {text}")
@@ -176,7 +171,7 @@ class _Graph:
         states, done = graph.initial_states(), 0
         for call in self.truth.calls([self.spec.shape.frames_per_call or 1]):
             shown, states = graph.step(graph_input(call, self.spec), states)
-            frames, wanted = call.codes.shape[1], call.audio[self.count]
+            frames, wanted = call.codes.shape[1], call.audio[self.spec.shape.num_codebooks]
             if self.kind == "encoder":
                 comparison.push(call.latents, shown["latents"][0, :frames].T)
             else:
@@ -188,16 +183,17 @@ class _Graph:
 
     def _more_ms(self, first: TappedGraph, second: TappedGraph) -> float:
         """Median of the differences of calls made in turn, on states that have filled."""
-        call = next(self.truth.calls([self.spec.shape.frames_per_call or 1]))
-        data = graph_input(call, self.spec)
-        filled = graph_input(next(self.truth.calls([self.spec.shape.frames_per_call or 130])), self.spec)
-        states = [graph.step(filled, graph.initial_states())[1] for graph in (first, second)]
+        fixed = self.spec.shape.frames_per_call
+        data, filling = (
+            graph_input(next(self.truth.calls([fixed or frames])), self.spec) for frames in (1, FILLING_FRAMES)
+        )
+        graphs = [(graph, graph.step(filling, graph.initial_states())[1]) for graph in (first, second)]
         differences = []
         for _ in range(WARM_CALLS + TIMED_CALLS):
             spent = []
-            for graph, state in zip((first, second), states, strict=True):
+            for graph, states in graphs:
                 begin = time.perf_counter()
-                graph.step(np.asarray(data), state)
+                graph.step(data, states)
                 spent.append(time.perf_counter() - begin)
             differences.append(1000 * (spent[1] - spent[0]))
         return statistics.median(differences[WARM_CALLS:])

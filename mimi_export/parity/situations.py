@@ -63,7 +63,6 @@ class Examiner:
 
     Args:
         lockstep: the file and the step functions with its weights.
-        graph: inputs and outputs.
         quantizers: those that the file of an encoder stores, to judge codes by the graph's own latents.
         exactly_db: how exactly the graph knows the projection of its latents.
         steps: by how much a token turns each channel pair, see `turning_steps`.
@@ -73,14 +72,13 @@ class Examiner:
     def __init__(
         self,
         lockstep: Lockstep,
-        graph: GraphSpec,
         quantizers: Sequence[ResidualQuantizer],
         exactly_db: float,
         steps: Sequence[int],
         rounded: bool,
     ) -> None:
         self._steps, self._rounded = steps, rounded
-        self._lockstep, self._graph = lockstep, graph
+        self._lockstep, self._graph = lockstep, lockstep.tapped.spec
         self._quantizers, self._exactly_db = quantizers, exactly_db
         self._plain: dict[str, float] = {}
 

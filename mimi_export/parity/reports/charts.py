@@ -21,55 +21,60 @@ from mimi_export.parity.ties import DIFFERS, EQUAL, FOLLOWS, TIE
 
 Array = npt.NDArray[Any]
 
-WIDTH = 1000  # units of an SVG's viewBox
+WIDTH, HEIGHT = 1000, 200  # units of an SVG's viewBox
 COLUMNS = 480  # of a picture or an envelope
 FLOOR_DB, TOP_DB = -100.0, 0.0  # of a spectrogram
 
 # Black, violet, magenta, orange, pale yellow: even steps of lightness, readable by the colour-blind.
 _SOUND = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (183, 55, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
-_VERDICTS = {EQUAL: (38, 132, 112), TIE: (240, 200, 60), FOLLOWS: (248, 224, 140), DIFFERS: (208, 52, 44)}
+VERDICTS = {  # colour and name of each verdict on a code, the best first
+    EQUAL: ("#268470", "equal"),
+    FOLLOWS: ("#f8e08c", "follows from a tie"),
+    TIE: ("#f0c83c", "tie"),
+    DIFFERS: ("#d0342c", "differs"),
+}
 
 
 def envelope(samples: Audio, columns: int = COLUMNS) -> tuple[Array, Array]:
     """Lowest and highest sample of each of at most `columns` equal spans."""
     finite = np.where(np.isfinite(samples), samples, 0)
-    columns = min(columns, len(finite))
-    edges = np.linspace(0, len(finite), columns + 1).astype(int)[:-1]
-    return np.minimum.reduceat(finite, edges), np.maximum.reduceat(finite, edges)
+    starts = span_starts(len(finite), columns)
+    return np.minimum.reduceat(finite, starts), np.maximum.reduceat(finite, starts)
+
+
+def span_starts(length: int, most: int) -> Array:
+    """Where equal spans of `length` places begin, at most `most` of them and none empty."""
+    return np.linspace(0, length, min(most, length) + 1).astype(int)[:-1]
 
 
 def waveforms(original: Audio, reference: Audio, result: Audio) -> str:
     """Three waveforms over each other: two areas, and the result as an outline that an exact one leaves closed."""
     top = max(1e-3, *(float(np.abs(signal).max(initial=0)) for signal in (original, reference)))
-    parts = [_area(original, top, "wave-original"), _area(reference, top, "wave-reference"), _outline(result, top)]
-    return _svg(200, "".join(parts))
+    parts = []
+    for name, signal in (("original", original), ("reference", reference)):
+        high, low = _sides(signal, top)
+        parts.append(f'<polygon class="wave-{name}" points="{" ".join([*high, *reversed(low)])}"/>')
+    parts += [f'<polyline class="wave-result" points="{" ".join(side)}"/>' for side in _sides(result, top)]
+    return _svg(parts)
 
 
 def lines(series: Sequence[tuple[int, Array]], low: float, high: float, grid: Sequence[float]) -> str:
     """Curves, `(colour, values)` each, from `low` to `high`, over grid lines; values outside are moved to the edge."""
-    parts = [
-        f'<line class="grid" x1="0" x2="{WIDTH}" y1="{_y(value, low, high):.1f}" y2="{_y(value, low, high):.1f}"/>'
-        for value in grid
-    ]
+    heights = _heights(np.array(grid), low, high)
+    parts = [f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>' for y in heights]
     for colour, values in series:
-        clipped = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high)
-        xs = np.linspace(0, WIDTH, len(clipped)) if len(clipped) > 1 else np.array([0.0, WIDTH])
-        clipped = clipped if len(clipped) > 1 else np.repeat(clipped, 2)
-        points = " ".join(f"{x:.1f},{_y(y, low, high):.1f}" for x, y in zip(xs, clipped, strict=True))
-        parts.append(f'<polyline class="s{colour}" points="{points}"/>')
-    return _svg(200, "".join(parts))
+        finite = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        points = _points(finite if len(finite) > 1 else np.repeat(finite, 2), low, high)
+        parts.append(f'<polyline class="s{colour}" points="{" ".join(points)}"/>')
+    return _svg(parts)
 
 
 def heat_map(verdict: npt.NDArray[np.uint8]) -> str:
     """Verdicts on codes `[K, frames]` as a PNG; where frames share a column, the worst verdict shows."""
-    frames = verdict.shape[1]
-    columns = min(frames, COLUMNS)
-    edges = np.linspace(0, frames, columns + 1).astype(int)[:-1]
-    rank = np.zeros(4, np.uint8)
-    rank[[EQUAL, FOLLOWS, TIE, DIFFERS]] = range(4)
-    order = [EQUAL, FOLLOWS, TIE, DIFFERS]
-    worst = np.maximum.reduceat(rank[verdict], edges, axis=1)
-    return png(worst, [_VERDICTS[kind] for kind in order])
+    rank = np.zeros(len(VERDICTS), np.uint8)
+    rank[list(VERDICTS)] = range(len(VERDICTS))
+    worst = np.maximum.reduceat(rank[verdict], span_starts(verdict.shape[1], COLUMNS), axis=1)
+    return png(worst, [bytes.fromhex(colour[1:]) for colour, _ in VERDICTS.values()])
 
 
 def spectrogram_png(levels: Array) -> str:
@@ -81,7 +86,7 @@ def spectrogram_png(levels: Array) -> str:
     return png((scaled * 255).astype(np.uint8), palette)
 
 
-def png(indices: npt.NDArray[np.uint8], palette: Sequence[tuple[int, ...]]) -> str:
+def png(indices: npt.NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> str:
     """A picture `[height, width]` of palette indices as a data URI (PNG, colour type 3, ISO/IEC 15948)."""
     height, width = indices.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), indices.astype(np.uint8)], axis=1)  # filter 0 each
@@ -109,28 +114,23 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _svg(height: int, content: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
+def _svg(parts: Sequence[str]) -> str:
+    content = "".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
 
 
-def _y(value: float, low: float, high: float) -> float:
-    return float(200 - 200 * (value - low) / (high - low))
+def _heights(values: Array, low: float, high: float) -> Array:
+    """Where values stand in a picture from `low` to `high`; those outside are moved to the edge."""
+    return HEIGHT - HEIGHT * (np.clip(values.astype(np.float64), low, high) - low) / (high - low)
 
 
-def _points(samples: Audio, top: float) -> tuple[list[str], list[str]]:
+def _points(values: Array, low: float, high: float) -> list[str]:
+    """A curve over the whole width."""
+    xs = np.linspace(0, WIDTH, len(values))
+    return [f"{x:.1f},{y:.1f}" for x, y in zip(xs, _heights(values, low, high), strict=True)]
+
+
+def _sides(samples: Audio, top: float) -> tuple[list[str], list[str]]:
+    """The upper and the lower edge of a waveform."""
     low, high = envelope(samples)
-    xs = np.linspace(0, WIDTH, len(low)) if len(low) > 1 else np.array([0.0])
-    return tuple(  # type: ignore[return-value]
-        [f"{x:.1f},{_y(float(np.clip(y / top, -1, 1)), -1, 1):.1f}" for x, y in zip(xs, side, strict=True)]
-        for side in (high, low)
-    )
-
-
-def _area(samples: Audio, top: float, name: str) -> str:
-    high, low = _points(samples, top)
-    return f'<polygon class="{name}" points="{" ".join([*high, *reversed(low)])}"/>'
-
-
-def _outline(samples: Audio, top: float) -> str:
-    high, low = _points(samples, top)
-    return "".join(f'<polyline class="wave-result" points="{" ".join(side)}"/>' for side in (high, low))
+    return _points(high / top, -1, 1), _points(low / top, -1, 1)

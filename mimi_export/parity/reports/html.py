@@ -27,7 +27,6 @@ CURVES = {
     "decoder": "Decoder, from the reference's codes",
     "end_to_end": "End to end, from the variant's own codes",
 }
-CODE_COLOURS = (("#268470", "equal"), ("#d0342c", "differs"), ("#f0c83c", "tie"), ("#f8e08c", "follows from a tie"))
 
 Found = Sequence[tuple[VariantReport, ClipResult]]
 Signals = list[tuple[str, Audio]]
@@ -156,9 +155,8 @@ def _errors(found: Found) -> str:
 def _curve(report: VariantReport, clip: ClipResult, what: str) -> charts.Array:
     """SNR of each second, or of more where the clip is long."""
     signal, error = clip.timeline.energies[what]
-    spans = min(charts.COLUMNS, max(1, round(_seconds(report, clip))))
-    edges = np.linspace(0, len(signal), spans + 1).astype(int)[:-1]
-    sums = zip(np.add.reduceat(signal, edges), np.add.reduceat(error, edges), strict=True)
+    starts = charts.span_starts(len(signal), min(charts.COLUMNS, max(1, round(_seconds(report, clip)))))
+    sums = zip(np.add.reduceat(signal, starts), np.add.reduceat(error, starts), strict=True)
     return np.array([decibels(float(a), float(b)) for a, b in sums])
 
 
@@ -173,7 +171,7 @@ def _heat(found: Found) -> str:
         )
         words = f", {equal} equal; codebook 0 on top, {codebooks - 1} at the bottom"
         figures.append(_figure(report.name, words, _plot(picture, _seconds(report, clip))))
-    return _gallery("Codes equal to PyTorch's, by codebook and time", _legend(CODE_COLOURS), figures)
+    return _gallery("Codes equal to PyTorch's, by codebook and time", _legend(list(charts.VERDICTS.values())), figures)
 
 
 def _states(run: ParityRun) -> str:
