@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import math
 import os
+from typing import NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -44,6 +45,13 @@ from mimi_export.passes.interface import SetInterface, SetMetadata
 
 MOST_PAST = 2**24
 logger = logging.getLogger(__name__)
+
+
+class States(NamedTuple):
+    """The states of one call by name: what it takes, and what it hands on."""
+
+    past: dict[str, Tensor]
+    present: dict[str, Tensor]
 
 
 class PublicGraph(nn.Module):
@@ -78,53 +86,50 @@ class PublicGraph(nn.Module):
 
     def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """One call: data and past states in, data and present states out."""
-        past = {state.name: tensor for state, tensor in zip(self.graph.states, states, strict=True)}
-        present: dict[str, Tensor] = {}
-        y = self.step(data, past, present)
-        return y, *(present[state.name] for state in self.graph.states)
+        names = [state.name for state in self.graph.states]
+        named = States(dict(zip(names, states, strict=True)), {})
+        return self.step(data, named), *(named.present[name] for name in names)
 
-    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+    def step(self, data: Tensor, states: States) -> Tensor:
         """Compute the data output of one call."""
         raise NotImplementedError
 
-    def conv(
-        self, layer: ConvLayer, root: nn.Module, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]
-    ) -> Tensor:
+    def conv(self, layer: ConvLayer, root: nn.Module, x: Tensor, states: States) -> Tensor:
         """One convolution with its state."""
         module = root.get_submodule(layer.path)
         if layer.state_size == 0:
             return functional.conv1d(x, module.weight, module.bias)
         name = spec.conv_state_name(layer)
         if not layer.transposed:
-            x = torch.cat([past[name], x], dim=2)
-            present[name] = x[:, :, x.shape[2] - layer.state_size :]
+            x = torch.cat([states.past[name], x], dim=2)
+            states.present[name] = x[:, :, x.shape[2] - layer.state_size :]
             return functional.conv1d(x, module.weight, module.bias, layer.stride, 0, layer.dilation, layer.groups)
         y = functional.conv_transpose1d(x, module.weight, module.bias, layer.stride, 0, 0, layer.groups)
         length, size = x.shape[2] * layer.stride, layer.state_size
-        overlap = y[:, :, :size] + past[name]
+        overlap = y[:, :, :size] + states.past[name]
         if module.bias is not None:
             overlap = overlap - module.bias[:, None]  # what is kept has it too; the zeros before call 0 have not
-        present[name] = y[:, :, length:]
+        states.present[name] = y[:, :, length:]
         return torch.cat([overlap, y[:, :, size:length]], dim=2)
 
-    def walk(self, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+    def walk(self, x: Tensor, states: States) -> Tensor:
         """The SEANet half over `[B, C, T]`."""
         for item in self._items:
             if item is None:
                 x = functional.elu(x)
             elif isinstance(item, ResidualUnit):
-                hidden = self.conv(item.first, self.seanet, functional.elu(x), past, present)
-                hidden = self.conv(item.second, self.seanet, functional.elu(hidden), past, present)
-                skip = x if item.shortcut is None else self.conv(item.shortcut, self.seanet, x, past, present)
+                hidden = self.conv(item.first, self.seanet, functional.elu(x), states)
+                hidden = self.conv(item.second, self.seanet, functional.elu(hidden), states)
+                skip = x if item.shortcut is None else self.conv(item.shortcut, self.seanet, x, states)
                 x = skip + hidden
             else:
-                x = self.conv(item, self.seanet, x, past, present)
+                x = self.conv(item, self.seanet, x, states)
         return x
 
-    def transformer(self, x: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+    def transformer(self, x: Tensor, states: States) -> Tensor:
         """The transformer over `[B, T, hidden]`."""
         g = self.geometry
-        earlier, new = past["key_0"].shape[2], x.shape[1]
+        earlier, new = states.past["key_0"].shape[2], x.shape[1]
         positions = torch.arange(new) + earlier
         angles = positions[:, None].to(torch.float32) * inverse_frequencies(g.head_dim, g.rope_theta)
         angles = torch.cat([angles, angles], dim=-1)
@@ -132,24 +137,20 @@ class PublicGraph(nn.Module):
         visible = torch.arange(earlier + new)[None, :] <= positions[:, None]
         mask = torch.where(visible, 0.0, -math.inf)
         for index, layer in enumerate(self.layers):
-            key, value = f"key_{index}", f"value_{index}"
-            attended, present[key], present[value] = self._attention(
-                layer.self_attn, layer.input_layernorm(x), past[key], past[value], rotation, mask
-            )
+            attended = self._attention(index, layer.input_layernorm(x), states, rotation, mask)
             x = x + layer.self_attn_layer_scale(attended)
             x = x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
         return x
 
     def _attention(
         self,
-        module: nn.Module,
+        index: int,
         x: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
+        states: States,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        g = self.geometry
+    ) -> Tensor:
+        g, module = self.geometry, self.layers[index].self_attn
         tokens = x.shape[1]
 
         def heads(projection: nn.Module, count: int) -> Tensor:
@@ -157,25 +158,26 @@ class PublicGraph(nn.Module):
 
         query = _rotate(heads(module.q_proj, g.num_attention_heads), *rotation)
         key = _rotate(heads(module.k_proj, g.num_key_value_heads), *rotation)
-        keys = torch.cat([past_key, key], dim=2)
-        values = torch.cat([past_value, heads(module.v_proj, g.num_key_value_heads)], dim=2)
+        value = heads(module.v_proj, g.num_key_value_heads)
+        keys = states.present[f"key_{index}"] = torch.cat([states.past[f"key_{index}"], key], dim=2)
+        values = states.present[f"value_{index}"] = torch.cat([states.past[f"value_{index}"], value], dim=2)
         repeats = g.num_attention_heads // g.num_key_value_heads
-        all_keys = keys if repeats == 1 else keys.repeat_interleave(repeats, dim=1)
-        all_values = values if repeats == 1 else values.repeat_interleave(repeats, dim=1)
-        scores = query @ all_keys.transpose(2, 3) * (1 / math.sqrt(g.head_dim)) + mask
-        joined = (torch.softmax(scores, dim=-1) @ all_values).transpose(1, 2)
-        return module.o_proj(joined.reshape(-1, tokens, g.num_attention_heads * g.head_dim)), keys, values
+        if repeats > 1:
+            keys, values = (tensor.repeat_interleave(repeats, dim=1) for tensor in (keys, values))
+        scores = query @ keys.transpose(2, 3) * (1 / math.sqrt(g.head_dim)) + mask
+        joined = (torch.softmax(scores, dim=-1) @ values).transpose(1, 2)
+        return module.o_proj(joined.reshape(-1, tokens, g.num_attention_heads * g.head_dim))
 
 
 class PublicEncoder(PublicGraph):
     """Waveform `[B, 1, frames·frame_size]` to codes `[B, K, frames]`."""
 
-    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+    def step(self, data: Tensor, states: States) -> Tensor:
         """See `PublicGraph`."""
-        x = self.walk(data, past, present)
-        x = self.transformer(x.transpose(1, 2), past, present)
+        x = self.walk(data, states)
+        x = self.transformer(x.transpose(1, 2), states)
         layer = network.downsample_layer(self.geometry)
-        latents = self.conv(layer, self.resample, x.transpose(1, 2), past, present)
+        latents = self.conv(layer, self.resample, x.transpose(1, 2), states)
         frames, codes, first = latents.shape[2], [], 0
         for projection, levels in zip(self.projections, self._levels, strict=True):
             residual = (latents if projection is None else projection(latents)).transpose(1, 2)
@@ -192,7 +194,7 @@ class PublicEncoder(PublicGraph):
 class PublicDecoder(PublicGraph):
     """Codes `[B, K, frames]` to a waveform `[B, 1, frames·frame_size]`; K is fixed."""
 
-    def step(self, data: Tensor, past: dict[str, Tensor], present: dict[str, Tensor]) -> Tensor:
+    def step(self, data: Tensor, states: States) -> Tensor:
         """See `PublicGraph`."""
         first, latents = 0, 0.0
         for projection, levels in zip(self.projections, self._levels, strict=True):
@@ -201,9 +203,9 @@ class PublicDecoder(PublicGraph):
             if entries:
                 total = sum(entries[1:], entries[0]).transpose(1, 2)
                 latents = latents + (total if projection is None else projection(total))
-        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, past, present)
-        x = self.transformer(x.transpose(1, 2), past, present)
-        return self.walk(x.transpose(1, 2), past, present)
+        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, states)
+        x = self.transformer(x.transpose(1, 2), states)
+        return self.walk(x.transpose(1, 2), states)
 
 
 def public_graph(checkpoint: Checkpoint, graph: GraphSpec) -> PublicGraph:

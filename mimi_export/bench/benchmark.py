@@ -18,7 +18,7 @@ from mimi_export.bench.machine import Machine, measure_machine
 from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
 from mimi_export.bench.rounds import run_rounds
-from mimi_export.contract.directory import Artifact, load_artifact
+from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.files import atomic_directory, cache_root
 from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.contract.progress import Advance, no_progress
@@ -74,7 +74,9 @@ def benchmark(
         ArtifactError, ConfigError, CheckpointError, AudioError: an input does not fit; nothing was measured.
         MimiExportError: a graph failed.
     """
-    first = _first(directories)
+    if not directories:
+        raise ConfigError("there is nothing to measure: give at least one variant directory")
+    first = load_artifact(directories[0])
     contenders = variant_contenders(directories)
     longest = max(contender.frames_per_call for contender in contenders) * first.geometry.frame_size
     if audio is not None and len(audio) < longest:
@@ -90,14 +92,14 @@ def benchmark(
             model or source.model, load, first.manifest.shape.num_codebooks, cache or cache_root(),
             public=public, peers=peers, peers_python=peers_python, progress=lambda step: progress(step, 0, 0),
         )  # fmt: skip
-    machines = _machines(plan, None, progress)
+    before = _machines(plan, progress)
     with tempfile.TemporaryDirectory() as folder:
         file = None
         if audio is not None:
             file = Path(folder) / "audio.npy"
             np.save(file, audio)
         results = run_rounds(contenders, plan, file, progress)
-    machines = _machines(plan, machines, progress)
+    machines = [now.best(then) for now, then in zip(_machines(plan, progress), before, strict=True)]
     frame_ms = 1000 / first.geometry.frame_rate
     return as_json(model or source.model, frame_ms, plan, machines, contenders, results)
 
@@ -120,16 +122,10 @@ def write_report(report: dict[str, Any], directory: str | os.PathLike[str], forc
     return [Path(directory) / name for name in names]
 
 
-def _first(directories: Sequence[Path]) -> Artifact:
-    if not directories:
-        raise ConfigError("there is nothing to measure: give at least one variant directory")
-    return load_artifact(directories[0])
-
-
-def _machines(plan: Plan, before: list[Machine] | None, progress: Advance) -> list[Machine]:
-    """The machine with every number of threads; the better rate of now and before."""
+def _machines(plan: Plan, progress: Advance) -> list[Machine]:
+    """The machine with every number of threads."""
     found = []
     for index, threads in enumerate(plan.threads):
         progress("measuring the machine", index, len(plan.threads))
         found.append(measure_machine(threads))
-    return found if before is None else [now.best(then) for now, then in zip(found, before, strict=True)]
+    return found

@@ -80,8 +80,7 @@ class Contender:
         package = Path(package_file).parent
         command = ["--threads", str(threads)]
         # Some libraries count their threads when the process starts, before its first line can say a word.
-        environment = dict.fromkeys(("OMP", "MKL", "OPENBLAS", "RAYON"), str(threads))
-        environment = {f"{library}_NUM_THREADS": number for library, number in environment.items()}
+        environment = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "RAYON")}
         with tempfile.TemporaryDirectory(prefix="mimi-export-peer-") as folder:
             if self.directory is not None:
                 command = [f"{package.name}.bench.graphs", str(self.directory.resolve()), direction, *command]

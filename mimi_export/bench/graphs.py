@@ -74,11 +74,6 @@ class GraphSubject:
         return made
 
 
-def tokens_at(geometry: Geometry, age_seconds: float) -> int:
-    """Transformer tokens of a stream of an age, in whole frames."""
-    return round(age_seconds * geometry.frame_rate) * geometry.tokens_per_frame
-
-
 def states_at(
     spec: GraphSpec, geometry: Geometry, batch: int, age_seconds: float, bounded: bool = True
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -94,24 +89,21 @@ def states_at(
         bounded: whether keys and values stop growing at the window, or never (the public design).
     """
     rng = np.random.default_rng(0)
-    tokens = tokens_at(geometry, age_seconds)
+    tokens = round(age_seconds * geometry.frame_rate) * geometry.tokens_per_frame
     after = tokens + (spec.shape.frames_per_call or 1) * geometry.tokens_per_frame
     most = spec.window_length if bounded else after
     sizes = {BATCH: batch, PAST: min(tokens, most), PRESENT: min(after, most)}
     past: dict[str, Array] = {}
     present: dict[str, Array] = {}
     for state in spec.states:
-        before, behind = (_sized(shape, sizes) for shape in (state.past_shape, state.present_shape))
+        shapes = (state.past_shape, state.present_shape)
+        before, behind = ([sizes[dim] if isinstance(dim, str) else dim for dim in shape] for shape in shapes)
         if state.kind == "position":
             past[state.name] = np.full(before, tokens, np.int64)
         else:
             past[state.name] = rng.standard_normal(before, np.float32) * np.float32(_STATE_LEVEL)
         present[state.name] = np.zeros(behind, state.dtype)
     return past, present
-
-
-def _sized(shape: Sequence[int | str], sizes: dict[str, int]) -> list[int]:
-    return [sizes[dim] if isinstance(dim, str) else dim for dim in shape]
 
 
 def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | None = None) -> Array:

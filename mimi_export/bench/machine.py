@@ -6,7 +6,7 @@ fastest of several ways in which onnxruntime reads 512 MiB once: two reductions 
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -55,7 +55,8 @@ def measure_machine(threads: int = 1, side: int = _SIDE, repeats: int = 5) -> Ma
     arrays = {f"w{index}": rng.random((side, side), np.float32) for index in range(_MATRICES)}
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     values["x"] = ort.OrtValue.ortvalue_from_numpy(rng.random((1, side), np.float32))
-    seconds = min(_fastest(_reader(reader, values, side, threads), repeats) for reader in _READERS)
+    runs = [_reader(reader, values, side, threads) for reader in _READERS]
+    seconds = min(min(timeit.repeat(run, number=1, repeat=1 + repeats)) for run in runs)  # the first one warms up
     return Machine(
         processor=processor_name(),
         instruction_set=instruction_set(),
@@ -65,17 +66,6 @@ def measure_machine(threads: int = 1, side: int = _SIDE, repeats: int = 5) -> Ma
         threads=threads,
         read_bytes_per_second=sum(array.nbytes for array in arrays.values()) / seconds,
     )
-
-
-def _fastest(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` runs after one that does not count."""
-    run()
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
-    return best
 
 
 def _reader(reader: str, values: dict[str, ort.OrtValue], side: int, threads: int) -> Callable[[], object]:
