@@ -259,6 +259,13 @@ class ParityRun:
         return bool(self.reports) and not self.not_measured and all(report.passed for report in self.reports)
 
     @property
+    def problems(self) -> list[str]:
+        """What is wrong: missed budgets, the places to blame, and what could not be measured."""
+        places = [f"{report.name}: {item.line}" for report in self.reports for item in report.explanations]
+        unmeasured = [f"could not measure {item.directory}: {item.reason}" for item in self.not_measured]
+        return [*self.missed, *places, *unmeasured]
+
+    @property
     def missed(self) -> list[str]:
         """One line for each budget that is not met."""
         return [

@@ -129,9 +129,8 @@ class ParityGate:
             progress=self._progress,
             load=self._load,
         )
-        reasons = [*run.missed, *(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured)]
-        if reasons:
-            raise ParityError(f"{path} is built but not good: {'; '.join(reasons)}")
+        if run.problems:
+            raise ParityError(f"{path} is built but not good: {'; '.join(run.problems)}")
 
     def _export_recipe(self, variant: Variant) -> ExportRecipe:
         """Of the variant itself, or of the fp32 one that it was converted from."""

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,14 @@ class Situation:
     rows: Sequence[Row]
 
 
+class _Place(NamedTuple):
+    """What one row of a call gives at a stage, state or result, in dB of agreement."""
+
+    row: str
+    name: str
+    db: float
+
+
 class Examiner:
     """Runs situations through one graph of a variant.
 
@@ -85,18 +93,18 @@ class Examiner:
     def run(self, situations: Iterator[Situation]) -> Iterator[Outcome]:
         """The outcome of each situation; the first one is the plain call that the others are measured by."""
         for situation in situations:
-            found = [found for rows in self._calls(situation.rows) for found in self._call(rows)]
+            found = [place for rows in self._calls(situation.rows) for place in self._call(rows)]
             if not self._plain:
-                self._plain = {place: value for _, place, value in found}
-            wrong = [item for item in found if not item[2] >= self._limit(item[1])]
-            row, place, value = wrong[0] if wrong else min(found, key=lambda item: item[2] - self._limit(item[1]))
-            level = "nothing in common" if value < 0 else f"{value:.1f} dB"
+                self._plain = {place.name: place.db for place in found}
+            wrong = [place for place in found if not place.db >= self._limit(place)]
+            shown = wrong[0] if wrong else min(found, key=lambda place: place.db - self._limit(place))
+            level = "nothing in common" if shown.db < 0 else f"{shown.db:.1f} dB"
             verb = "parts" if wrong else "nearest to the limit"
-            where = f"{self._graph.kind}, {situation.name}, {row}: {verb} at {place}, {level}"
-            yield Outcome(situation.metric, where, value, self._limit(place))
+            where = f"{self._graph.kind}, {situation.name}, {shown.row}: {verb} at {shown.name}, {level}"
+            yield Outcome(situation.metric, where, shown.db, self._limit(shown))
 
-    def _limit(self, place: str) -> float:
-        return EXACT_DB if self._plain.get(place, math.inf) >= PLAIN_DB or not self._rounded else ROUNDED_DB
+    def _limit(self, place: _Place) -> float:
+        return EXACT_DB if self._plain.get(place.name, math.inf) >= PLAIN_DB or not self._rounded else ROUNDED_DB
 
     def _calls(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of one call each; a graph of fixed rows gets as many, the last one again and again."""
@@ -105,26 +113,25 @@ class Examiner:
             some = list(rows[start : start + size])
             yield some + [some[-1]] * (size - len(some))
 
-    def _call(self, rows: Sequence[Row]) -> Iterator[tuple[str, str, float]]:
-        """Row, place and agreement in dB, in the order of computation."""
+    def _call(self, rows: Sequence[Row]) -> Iterator[_Place]:
+        """Every place of every row, in the order of computation."""
         data = np.concatenate([row.data for row in rows])
         young = _joined([row.states for row in rows])
         shifts = [row.older for row in rows]
         right, present = self._lockstep.step(data, young)
         right |= named_present(older(present, shifts, self._steps))
         got, _ = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
-        for place in self._lockstep.order(right):
-            for index, row in enumerate(rows if place in got else ()):
-                axis = 1 if place.startswith("transformer_") else 0
-                if right[place].ndim != got[place].ndim or got[place].shape[axis] != len(rows):
-                    yield row.name, place, -math.inf
-                    continue
-                one, other = (np.take(array, [index], axis) for array in (right[place], got[place]))
-                if place == "audio_codes" and "latents" in got and self._quantizers:
-                    yield row.name, place, self._codes(got["latents"][index], other[0])
+        for name in (name for name in self._lockstep.order(right) if name in got):
+            axis = 1 if name.startswith("transformer_") else 0
+            gain = GAIN if name == self._graph.data_output.name else STAGE_GAIN
+            for index, row in enumerate(rows):
+                if right[name].ndim != got[name].ndim or got[name].shape[axis] != len(rows):
+                    db = -math.inf
+                elif name == "audio_codes" and "latents" in got and self._quantizers:
+                    db = self._codes(got["latents"][index], got[name][index])
                 else:
-                    gain = GAIN if place == self._graph.data_output.name else STAGE_GAIN
-                    yield row.name, place, _agreement(one, other, gain)
+                    db = _agreement(right[name].take([index], axis), got[name].take([index], axis), gain)
+                yield _Place(row.name, name, db)
 
     def _codes(self, latents: Array, codes: Array) -> float:
         """Codes are the nearest to the graph's own latents `[T, hidden]`, or they are wrong."""

@@ -74,25 +74,26 @@ def heat_map(verdict: npt.NDArray[np.uint8]) -> str:
     rank = np.zeros(len(VERDICTS), np.uint8)
     rank[list(VERDICTS)] = range(len(VERDICTS))
     worst = np.maximum.reduceat(rank[verdict], span_starts(verdict.shape[1], COLUMNS), axis=1)
-    return png(worst, [bytes.fromhex(colour[1:]) for colour, _ in VERDICTS.values()])
+    return png(worst, [list(bytes.fromhex(colour[1:])) for colour, _ in VERDICTS.values()])
 
 
 def spectrogram_png(levels: Array) -> str:
     """A spectrogram `[bands, columns]` in dB as a PNG, low notes at the bottom."""
     scaled = np.clip((levels[::-1] - FLOOR_DB) / (TOP_DB - FLOOR_DB), 0, 1)
     stops = np.linspace(0, 255, len(_SOUND))
-    channels = [np.interp(np.arange(256), stops, [colour[axis] for colour in _SOUND]) for axis in range(3)]
-    palette = [tuple(int(channel[index]) for channel in channels) for index in range(256)]
-    return png((scaled * 255).astype(np.uint8), palette)
+    channels = [np.interp(np.arange(256), stops, channel).astype(np.uint8) for channel in zip(*_SOUND, strict=True)]
+    return png((scaled * 255).astype(np.uint8), np.stack(channels, axis=1))
 
 
-def png(indices: npt.NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> str:
-    """A picture `[height, width]` of palette indices as a data URI (PNG, colour type 3, ISO/IEC 15948)."""
+def png(indices: npt.NDArray[np.uint8], palette: npt.ArrayLike) -> str:
+    """A picture `[height, width]` of indices of `palette` `[colours, 3]` as a data URI (PNG, colour type 3,
+    ISO/IEC 15948).
+    """
     height, width = indices.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), indices.astype(np.uint8)], axis=1)  # filter 0 each
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes(value for colour in palette for value in colour)),
+        (b"PLTE", np.asarray(palette, np.uint8).tobytes()),
         (b"IDAT", zlib.compress(rows.tobytes(), 9)),
         (b"IEND", b""),
     )

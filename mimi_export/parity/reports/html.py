@@ -50,7 +50,7 @@ def to_text(run: ParityRun) -> str:
 
 
 def _verdict(run: ParityRun) -> str:
-    items = "".join(f"<li>{_text(line)}</li>" for line in tables.problems(run))
+    items = "".join(f"<li>{_text(line)}</li>" for line in run.problems)
     words = "Every budget is met." if run.passed else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
     return (

@@ -10,7 +10,7 @@ from mimi_export.parity.results import ParityRun
 def to_text(run: ParityRun) -> str:
     """`report.md` as text."""
     parts = [f"# Parity: {tables.verdict(run)}"]
-    if found := tables.problems(run):
+    if found := run.problems:
         parts.append("\n".join(f"- **{line}**" for line in found))
     if run.reports:
         for make in (tables.quality, tables.cost, tables.published, tables.codebooks, tables.clips):

@@ -48,12 +48,6 @@ def verdict(run: ParityRun) -> str:
     return ", ".join(parts)
 
 
-def problems(run: ParityRun) -> list[str]:
-    """What is wrong: missed budgets, the places to blame, and what could not be measured."""
-    places = [f"{report.name}: {item.line}" for report in run.reports for item in report.explanations]
-    return [*run.missed, *places, *(f"could not measure {item.directory}: {item.reason}" for item in run.not_measured)]
-
-
 def quality(run: ParityRun) -> Table:
     """How near each variant is on its first clip; codes of all clips. The two spectral distances are end to end."""
     rows = []
