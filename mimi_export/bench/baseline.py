@@ -55,13 +55,7 @@ class States(NamedTuple):
 
 
 class PublicGraph(nn.Module):
-    """What both graphs share: states by name, convolutions, the transformer.
-
-    Args:
-        graph: inputs and outputs.
-        geometry: sizes of the model.
-        upstream: the upstream model's modules, which are used as they are.
-    """
+    """What both graphs share: states by name, convolutions, the transformer; upstream's modules as they are."""
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
         super().__init__()

@@ -40,13 +40,7 @@ _CLIP_SECONDS = 4.0
 
 
 class GraphSubject:
-    """One graph of a variant.
-
-    Args:
-        codec: the variant.
-        kind: which of its graphs; it is loaded.
-        audio: `[n]` for an encoder, at least one call; generated speech unless given.
-    """
+    """One graph of a variant; an encoder gets `audio` `[n]`, at least one call, or generated speech."""
 
     version = note = ""
     ways: tuple[str, ...] = ("bare", "push")
@@ -79,14 +73,8 @@ def states_at(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Past and present states of one call on a stream of an age, by name.
 
-    The past holds random numbers of a quiet signal's level, and the true position; the present zeros.
-
-    Args:
-        spec: the graph.
-        geometry: sizes of the model.
-        batch: rows.
-        age_seconds: of the stream.
-        bounded: whether keys and values stop growing at the window, or never (the public design).
+    The past holds random numbers of a quiet signal's level, and the true position; the present zeros. Unless `bounded`,
+    keys and values do not stop growing at the window (the public design).
     """
     rng = np.random.default_rng(0)
     tokens = round(age_seconds * geometry.frame_rate) * geometry.tokens_per_frame
@@ -107,13 +95,8 @@ def states_at(
 
 
 def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | None = None) -> Array:
-    """Data of one call: speech (its loudest stretch, every row another) or uniformly random codes.
-
-    Args:
-        spec: the graph.
-        geometry: sizes of the model.
-        batch: rows.
-        audio: `[n]`, at least one call of samples; generated speech unless given.
+    """Data of one call: the loudest stretch of `audio` `[n]` or of generated speech, every row another, as
+    `[batch, 1, samples]`; or uniformly random codes `[batch, K, frames]`.
     """
     frames = spec.shape.frames_per_call or 1
     if spec.kind == "decoder":

@@ -137,16 +137,7 @@ PEERS = {
 
 
 class PeerSubject:
-    """A peer in one direction, a `worker.Subject`.
-
-    Args:
-        name: what the benchmark calls it.
-        peer: which it is.
-        program: what it loaded.
-        direction: `encoder` or `decoder`.
-        num_codebooks: codes a frame.
-        version: of the program.
-    """
+    """A peer in one direction with the program that it loaded, a `worker.Subject`."""
 
     def __init__(
         self, name: str, peer: Peer, program: Program, direction: str, num_codebooks: int, version: str = ""

@@ -95,12 +95,8 @@ class Measurement:
 def summarise(wall: Sequence[Sequence[float]], processor: Sequence[Sequence[float]], frames: int) -> dict[str, Any]:
     """The fields of `Measurement` from `calls` to `cpu_p50`, of the times of one round or more.
 
-    Percentiles interpolate linearly between the two nearest values, so those of few calls are near the maximum.
-
-    Args:
-        wall: milliseconds of the calls of each round, by a clock on the wall.
-        processor: the same in processor time.
-        frames: in a call.
+    Percentiles interpolate linearly between the two nearest values, so those of few calls are near the maximum. `wall`
+    are milliseconds of the calls of each round, `processor` the same in processor time, `frames` those of a call.
     """
     times = np.concatenate(wall) / frames
     medians = [float(np.median(one)) / frames for one in wall]

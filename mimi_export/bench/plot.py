@@ -20,11 +20,8 @@ _MARKS = "osD^vPX<>*"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Write a picture with two rows (latency, throughput) and a column for each direction, under model and machine.
-
-    Args:
-        report: of `report.as_json`.
-        path: the file; its suffix (`.svg`, `.png`) decides the format.
+    """Draw a report (see `report`) with two rows (latency, throughput) and a column for each direction, under model and
+    machine; the suffix of `path` (`.svg`, `.png`) decides the format.
     """
     directions = report["plan"]["directions"]
     threads = report["plan"]["threads"][0]

@@ -34,13 +34,9 @@ def run_rounds(
     audio: Path | None = None,
     progress: Advance = no_progress,
 ) -> Results:
-    """Measure all contenders.
+    """Measure all contenders, which have names of their own.
 
-    Args:
-        contenders: with names of their own.
-        plan: what to measure.
-        audio: a `.npy` file of samples that encoders of graphs get instead of generated speech.
-        progress: told of each round.
+    Encoders of graphs get the samples of `audio`, a `.npy` file, or generated speech.
 
     Raises:
         MimiExportError: a graph does not load or run. A peer that does not is left out, with the reason in `skipped`.

@@ -181,15 +181,8 @@ def agreement(right: Array, got: Array) -> float:
 class TappedGraph:
     """A session of a graph file that shows its taps (`passes.taps`) as extra outputs; the file stays as it is.
 
-    Any variant may be looked into whose passes kept the value names of the export; taps that it lacks are left out.
-
-    Args:
-        path: the `.onnx` file.
-        spec: its inputs and outputs.
-        only: taps to show, all that the file has by default.
-
-    Raises:
-        GraphError: the file is no ONNX graph or does not load.
+    Any variant may be looked into whose passes kept the value names of the export; taps that it lacks are left out,
+    and those that are not in `only`. `GraphError` where the file is no ONNX graph or does not load.
     """
 
     def __init__(self, path: Path, spec: GraphSpec, only: tuple[str, ...] | None = None) -> None:

@@ -95,14 +95,9 @@ def check_parity(
 
 
 class ParityGate:
-    """Judges built variants; `mimi-export parity` measures more.
+    """Judges built variants by the budgets of `variants`, configurations by name; `mimi-export parity` measures more.
 
-    Args:
-        variants: configurations by name, with the budgets.
-        model: the reference; by default the model that each variant's configuration, or its parent's, names.
-        revision: of `model`.
-        progress: told of each step.
-        load: how a checkpoint is loaded from model and revision.
+    The reference is `model` at `revision`, by default what each variant's configuration, or its parent's, names.
     """
 
     def __init__(

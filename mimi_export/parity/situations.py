@@ -143,12 +143,8 @@ class Examiner:
 def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, fresh: States) -> Iterator[Situation]:
     """All situations of a graph, a plain call first.
 
-    Args:
-        graph: inputs and outputs.
-        geometry: sizes of the model.
-        data: at least `max(CALL_SIZES)` frames of input, `[1, C, n]`.
-        full: states of one row whose window is full.
-        fresh: the zeros that begin a stream.
+    `data` `[1, C, n]` are at least `max(CALL_SIZES)` frames of input, `full` states of one row whose window is full,
+    `fresh` the zeros that begin a stream.
     """
     unit = geometry.frame_size if graph.kind == "encoder" else 1
     fixed = graph.shape.frames_per_call

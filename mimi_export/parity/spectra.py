@@ -23,14 +23,11 @@ BLOCK = 1 << 15  # samples turned into spectra at once
 
 
 class SpectralDistance:
-    """Running log-mel and multi-scale spectral distances of two mono signals.
+    """Running log-mel and multi-scale spectral distances of two mono signals at `sampling_rate` in Hz.
 
     `log_mel_db`: mean |difference| in dB of two mel spectrograms (80 bands, 1024 samples, a step of 256).
     `multi_scale`: mean over six resolutions of mean |S - R| + mean |ln S - ln R|, the sum of a linear and a
     logarithmic term of short-time magnitudes as in DDSP (arXiv:2001.04643, section 4.2), here of means.
-
-    Args:
-        sampling_rate: in Hz.
     """
 
     def __init__(self, sampling_rate: int) -> None:

@@ -47,15 +47,8 @@ BUDGETS = {
 
 
 def check_batch(checkpoint: Checkpoint, directory: str | os.PathLike[str], progress: Progress = logger.info) -> None:
-    """Measure every data type of a directory, write the report into it, and insist on its budgets.
-
-    Args:
-        checkpoint: the model that the directory was exported from.
-        directory: what `export_batch` wrote, or is about to.
-        progress: told of each step.
-
-    Raises:
-        ParityError: a budget is missed; the report is there and says which.
+    """Measure every data type of what `export_batch` wrote from this checkpoint, write the report beside it, and insist
+    on the budgets; `ParityError` says which one is missed.
     """
     manifest = load_batch(directory)
     rate = manifest.sampling_rate
