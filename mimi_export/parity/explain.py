@@ -67,7 +67,6 @@ class Lockstep:
     def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float = 0.0) -> None:
         self.tapped, self._module, self._limit = tapped, module, limit
         self._graph: GraphSpec = module.graph
-        self._unit = module.geometry.frame_size if module.graph.kind == "encoder" else 1
 
     def walk(self, truth: ReferenceClip, frames: int) -> Explanation | None:
         """Step through the beginning of a clip until something differs."""
@@ -84,7 +83,7 @@ class Lockstep:
             for place, value in agreements:
                 if not value >= self._limit:
                     tokens = (frame + call.codes.shape[1]) * geometry.tokens_per_frame
-                    cause = self._cause(place, got, data, states, tokens)
+                    cause = self._cause(place, got, data, states, index, tokens)
                     return Explanation(self._graph.kind, place, index, frame, value, cause, agreements)
             states = present
             frame += call.codes.shape[1]
@@ -121,7 +120,8 @@ class Lockstep:
             names = {conv_state_name(conv_layers(self._module.geometry, "decoder")[-1])}
         return [state.name for state in self._graph.states if state.name in names]
 
-    def _cause(self, place: str, got: Mapping[str, Array], data: Array, states: States, tokens: int) -> str:
+    def _cause(self, place: str, got: Mapping[str, Array], data: Array, states: States, call: int, tokens: int) -> str:
+        """What may have happened in a call that parts at `place`; `tokens` have passed with it."""
         if place.startswith("present_"):
             name = place.removeprefix("present_")
             zero = " (it is all zero)" if not got[place].any() else ""
@@ -133,7 +133,7 @@ class Lockstep:
         names = " and ".join(self._states_of(place))
         if place == self._graph.data_output.name and not names:
             return "everything before it is right: the quantiser is wrong"
-        if tokens <= data.shape[2] // self._unit * self._module.geometry.tokens_per_frame:
+        if call == 0:
             return "already in the first call, so its weights, its arithmetic or the beginning of a stream is wrong"
         window = self._module.geometry.sliding_window
         if place.startswith("transformer_") and tokens > window:
