@@ -31,6 +31,7 @@ from mimi_export.bench.machine import Machine
 from mimi_export.bench.plan import Measurement, Plan, Results
 from mimi_export.bench.promises import judge
 
+Row = dict[str, object]  # cells by column
 Table = tuple[str, tuple[str, ...], list[tuple[object, ...]]]  # title, columns, rows
 
 
@@ -84,17 +85,19 @@ def _measurement(entry: Measurement, least_ms: float | None, frame_ms: float) ->
 
 def tables(report: Mapping[str, Any], show_targets: bool, narrow: bool = False) -> list[Table]:
     """Tables of a report for people; the narrow ones leave out columns so that a row fits on a terminal."""
-    made = [_machines(report)]
+    rows = {"machine": [_machine(machine) for machine in report["machines"]]}
     for direction in report["plan"]["directions"]:
-        cells = [_cells(record, narrow) for record in report["measurements"] if record["direction"] == direction]
-        columns = tuple(cells[0]) if cells else ("contender",)
-        made.append((f"{direction}, ms a frame", columns, [tuple(row.values()) for row in cells]))
-    made.append(_loads(report))
+        here = [record for record in report["measurements"] if record["direction"] == direction]
+        rows[f"{direction}, ms a frame"] = [_measured(record, narrow) for record in here]
+    rows["loading"] = [_load(load) for load in report["loads"]]
     if report["skipped"]:
-        made.append(("left out", ("contender", "reason"), list(report["skipped"].items())))
+        rows["left out"] = [{"contender": name, "reason": reason} for name, reason in report["skipped"].items()]
     if show_targets:
-        made.append(_targets(report))
-    return made
+        rows["targets"] = [_target(target) for target in report["targets"]]
+    return [
+        (title, tuple(found[0]) if found else ("contender",), [tuple(row.values()) for row in found])
+        for title, found in rows.items()
+    ]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -115,15 +118,14 @@ wall. `RTF` is time to compute over time of the audio, `streams` how many stream
 with bound buffers, `push` the runtime, `stream` another program frame by frame, `clip` one call on 10 s."""
 
 
-def _cells(record: Mapping[str, Any], narrow: bool) -> dict[str, object]:
-    """A measurement by column."""
-    age, fraction = record["age_seconds"], record.get("bandwidth_fraction")
+def _measured(record: Mapping[str, Any], narrow: bool) -> Row:
+    fraction = record.get("bandwidth_fraction")
     cells = {
         "contender": record["contender"],
         "way": record["way"],
         "threads": record["threads"],
         "batch": record["batch"],
-        "age s": "–" if age is None else f"{age:g}",
+        "age s": _number(record["age_seconds"], "{:g}"),
         "p50": f"{record['p50']:.2f}",
         "p95": f"{record['p95']:.2f}",
         "p99": f"{record['p99']:.2f}",
@@ -132,47 +134,46 @@ def _cells(record: Mapping[str, Any], narrow: bool) -> dict[str, object]:
         "RTF": f"{record['real_time_factor']:.3f}",
         "streams": f"{record['streams_per_core']:.1f}",
         "MiB": _mebibytes(record["rss_bytes"], 0),
-        "bandwidth": "–" if fraction is None else f"{100 * fraction:.0f} %",
+        "bandwidth": _number(None if fraction is None else 100 * fraction, "{:.0f} %"),
     }
     return {name: cell for name, cell in cells.items() if not (narrow and name in ("rounds", "RTF", "MiB"))}
 
 
-def _machines(report: Mapping[str, Any]) -> Table:
+def _machine(machine: Mapping[str, Any]) -> Row:
     names = ("processor", "instruction_set", "cores", "onnxruntime", "threads")
-    rows: list[tuple[object, ...]] = [
-        (*(machine[name] or "–" for name in names), f"{machine['read_bytes_per_second'] / 1e9:.1f}")
-        for machine in report["machines"]
-    ]
-    return "machine", (*(name.replace("_", " ") for name in names), "read GB/s"), rows
+    cells = {name.replace("_", " "): machine[name] or "–" for name in names}
+    return {**cells, "read GB/s": f"{machine['read_bytes_per_second'] / 1e9:.1f}"}
 
 
-def _loads(report: Mapping[str, Any]) -> Table:
-    rows: list[tuple[object, ...]] = [
-        (
-            load["contender"],
-            load["direction"],
-            load["threads"],
-            load["version"] or "–",
-            f"{load['load_seconds']:.2f}",
-            _mebibytes(load["rss_bytes"], 0),
-            _mebibytes(load["file_bytes"]),
-            _mebibytes(load["weight_bytes"]),
-            load["note"],
-        )
-        for load in report["loads"]
-    ]
-    columns = ("contender", "direction", "threads", "version", "s", "MiB", "file MiB", "weights MiB", "note")
-    return "loading", columns, rows
+def _load(load: Mapping[str, Any]) -> Row:
+    return {
+        "contender": load["contender"],
+        "direction": load["direction"],
+        "threads": load["threads"],
+        "version": load["version"] or "–",
+        "s": f"{load['load_seconds']:.2f}",
+        "MiB": _mebibytes(load["rss_bytes"], 0),
+        "file MiB": _mebibytes(load["file_bytes"]),
+        "weights MiB": _mebibytes(load["weight_bytes"]),
+        "note": load["note"],
+    }
 
 
-def _targets(report: Mapping[str, Any]) -> Table:
-    rows: list[tuple[object, ...]] = []
-    for target in report["targets"]:
-        sign = "≤" if target["at_most"] else "≥"
-        bounds = ["–" if target[word] is None else f"{sign} {target[word]:g}" for word in ("must", "aim")]
-        measured = ["–" if target[word] is None else f"{target[word]:.3g}" for word in ("measured", "processor")]
-        rows.append((target["name"], *bounds, *measured, target["verdict"], target["detail"]))
-    return "targets", ("target", "must", "aim", "measured", "by cpu", "verdict", "what"), rows
+def _target(target: Mapping[str, Any]) -> Row:
+    bound = "≤ {:g}" if target["at_most"] else "≥ {:g}"
+    return {
+        "target": target["name"],
+        "must": _number(target["must"], bound),
+        "aim": _number(target["aim"], bound),
+        "measured": _number(target["measured"], "{:.3g}"),
+        "by cpu": _number(target["processor"], "{:.3g}"),
+        "verdict": target["verdict"],
+        "what": target["detail"],
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def _mebibytes(size: int | None, digits: int = 1) -> str:
