@@ -8,12 +8,14 @@ Milliseconds are differences of medians of calls that are made in turn.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import math
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,6 @@ def measure_sensitivity(
     options: Int8Options,
     *,
     seconds: float = 12.0,
-    kinds: Sequence[GraphKind] = GRAPH_KINDS,
     progress: Progress = logger.info,
 ) -> list[Row]:
     """Measure every group of both graphs.
@@ -102,7 +103,6 @@ def measure_sensitivity(
         clip: what to stream.
         options: the conversion; its `keep_float` holds for every trial.
         seconds: how much of the clip to use.
-        kinds: which graphs.
         progress: told of each trial.
 
     Returns:
@@ -117,9 +117,8 @@ def measure_sensitivity(
     with Reference(checkpoint, [artifact.manifest.shape.num_codebooks], progress) as reference:
         truth = reference.clip(clip)
         calibration = Calibration(artifact.geometry, options.calibrate)
-        for kind in GRAPH_KINDS:  # both, for the decoder is calibrated with the encoder's codes
-            graph = _Graph(artifact, kind, truth, options, seconds, calibration, progress)
-            rows += graph.rows() if kind in kinds else []
+        for kind in GRAPH_KINDS:  # in this order, for the decoder is calibrated with the encoder's codes
+            rows += _Graph(artifact, kind, truth, options, seconds, calibration, progress).rows()
     return rows
 
 
@@ -138,7 +137,8 @@ class _Graph:
     ) -> None:
         self.spec, self.kind, self.options = artifact.spec(kind), kind, options
         self.truth, self.progress = truth, progress
-        self.frames = max(1, int(seconds * artifact.geometry.frame_rate))
+        self.frames_per_call = self.spec.shape.frames_per_call or 1
+        self.calls = max(1, math.ceil(int(seconds * artifact.geometry.frame_rate) / self.frames_per_call))
         self.model = ir.load(artifact.graph_path(kind))
         forms = weight_forms(self.model, kind, options)
         self.groups = weight_groups(names_of(forms, "int8"))
@@ -167,18 +167,14 @@ class _Graph:
         return _Trial(self._snr_db(graph), mib, graph)
 
     def _snr_db(self, graph: TappedGraph) -> float:
-        comparison = Comparison()
-        states, done = graph.initial_states(), 0
-        for call in self.truth.calls([self.spec.shape.frames_per_call or 1]):
+        comparison, states = Comparison(), graph.initial_states()
+        for call in itertools.islice(self.truth.calls([self.frames_per_call]), self.calls):
             shown, states = graph.step(graph_input(call, self.spec), states)
-            frames, wanted = call.codes.shape[1], call.audio[self.spec.shape.num_codebooks]
             if self.kind == "encoder":
-                comparison.push(call.latents, shown["latents"][0, :frames].T)
+                comparison.push(call.latents, shown["latents"][0, : call.codes.shape[1]].T)
             else:
+                wanted = call.audio[self.spec.shape.num_codebooks]
                 comparison.push(wanted, shown["audio_values"][0, 0, : len(wanted)])
-            done += frames
-            if done >= self.frames:
-                break
         return comparison.snr_db
 
     def _more_ms(self, first: TappedGraph, second: TappedGraph) -> float:
