@@ -95,7 +95,7 @@ def export_variant(
     """Export streaming encoder and decoder graphs of a model to a variant directory.
 
     Args:
-        model: Hub id, local directory, `synthetic` or `synthetic:tiny`.
+        model: Hub id, local directory, `demo`, `synthetic` or `synthetic:tiny`.
         output_dir: the directory to make.
         num_codebooks: codes a frame.
         layout: how keys and values are kept; a `StreamPool` needs a ring.

@@ -1,6 +1,6 @@
-"""How intelligible a checkpoint leaves speech, by number of codebooks: STOI, ESTOI, mel distance, use of each codebook.
+"""How intelligible a checkpoint leaves speech, by number of codebooks: STOI, ESTOI, ViSQOL, mel distance, codebooks used.
 
-python scripts/judge_demo.py demo speech.wav more.flac        prints Markdown tables; needs `pip install pystoi`
+python scripts/judge_demo.py demo speech.wav more.flac        prints Markdown; needs `pip install pystoi visqol-python`
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import soxr
 import torch
 import typer
 from demo_audio import Loss
 from pystoi import stoi
 from torch import Tensor
+from visqol import VisqolApi
 
 from mimi_export.media.audio import read_audio
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import load_checkpoint
 
 COUNTS = (1, 2, 4, 6, 8)
+VISQOL_RATE = 16_000  # of its speech mode
 
 
 def perplexity(codes: Tensor) -> float:
@@ -36,7 +39,9 @@ def judge(
     checkpoint = load_checkpoint(model)
     geometry, loss = checkpoint.geometry, Loss()
     counts = [count for count in COUNTS if count <= geometry.num_quantizers]
-    typer.echo("| recording | codebooks | STOI | ESTOI | mel distance |\n|---|---|---|---|---|")
+    visqol = VisqolApi()
+    visqol.create(mode="speech")
+    typer.echo("| recording | codebooks | STOI | ESTOI | ViSQOL | mel distance |\n|---|---|---|---|---|---|")
     everything: list[Tensor] = []
     for path in recordings:
         sound = read_audio(path, geometry.sampling_rate)
@@ -45,11 +50,12 @@ def judge(
         everything.append(codes[0])
         for count in counts:
             decoded = upstream.decode(checkpoint.model, codes[:, :count])[0]
-            scores: list[Any] = [
-                stoi(sound, decoded[0].numpy(), geometry.sampling_rate, extended=extended) for extended in (False, True)
-            ]
+            pair = sound, decoded[0].numpy()
+            scores: list[Any] = [stoi(*pair, geometry.sampling_rate, extended=extended) for extended in (False, True)]
+            narrow = [soxr.resample(one, geometry.sampling_rate, VISQOL_RATE).astype(np.float64) for one in pair]
+            mos = visqol.measure_from_arrays(*narrow, VISQOL_RATE).moslqo
             mel = loss(decoded, torch.from_numpy(sound)[None])[1]
-            typer.echo(f"| {path.stem} | {count} | {scores[0]:.3f} | {scores[1]:.3f} | {mel:.3f} |")
+            typer.echo(f"| {path.stem} | {count} | {scores[0]:.3f} | {scores[1]:.3f} | {mos:.2f} | {mel:.3f} |")
     used = [perplexity(level) for level in torch.cat(everything, dim=1)]
     typer.echo(f"\nperplexity over {torch.cat(everything, dim=1).shape[1]} frames, codebook by codebook: "
                + ", ".join(f"{value:.0f}" for value in used))  # fmt: skip

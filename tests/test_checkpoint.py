@@ -372,5 +372,5 @@ def test_source_of_a_variant(tiny_checkpoint):
     asked = []
     load_source("someone/mimi", "abc", lambda *wanted: asked.append(wanted) or tiny_checkpoint)
     assert asked == [("someone/mimi", "abc")]
-    with pytest.raises(ArtifactError, match=r"made from synthetic:tiny \(format 0\), this program makes .* export it"):
+    with pytest.raises(ArtifactError, match=r"made from synthetic:tiny \(format 0\), this program has .* export it"):
         load_source("synthetic:tiny", "format 0")

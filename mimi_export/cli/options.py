@@ -23,8 +23,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Hub id (kyutai/mimi), local directory, `synthetic` or `synthetic:tiny` (made from a seed, needs no "
-        "network).",
+        help="Hub id (kyutai/mimi), local directory, or built in: `demo` (small, speaks), `synthetic` and "
+        "`synthetic:tiny` (made up).",
     ),
 ]
 Revision = Annotated[

@@ -25,7 +25,8 @@ from mimi_export.hub import tables
 from mimi_export.hub.subjects import Subject
 
 KYUTAI = "kyutai/mimi"
-LICENSES = {KYUTAI: "cc-by-4.0"}
+DEMO = "demo"  # the checkpoint that comes with this package
+LICENSES = {KYUTAI: "cc-by-4.0", DEMO: "cc-by-sa-3.0"}
 ANY_REPO = "USER/NAME"
 TAGS = ("onnx", "onnxruntime", "mimi", "audio", "speech", "codec", "neural-audio-codec", "streaming")
 MIMI_FRAME = (24_000, 1920)  # Hz and samples of a frame, which the programs without this package take for granted
@@ -53,11 +54,11 @@ def model_card(subjects: Sequence[Subject], repo_id: str | None = None, base_mod
     return "\n\n".join(_parts(subjects, repo_id or ANY_REPO, base, models[0])) + "\n"
 
 
-def front_matter(base_model: str | None, whole_clips: bool) -> str:
+def front_matter(base_model: str | None, whole_clips: bool, license_id: str | None) -> str:
     """The metadata block that the Hub reads."""
     fields: dict[str, Any] = {"library_name": "transformers.js" if whole_clips else "onnx"}
-    fields["license"] = LICENSES.get(base_model or "", "other")
-    if fields["license"] == "other":
+    fields["license"] = license_id or "other"
+    if license_id is None:
         fields["license_name"] = "license-of-the-original-weights"
     if base_model is not None:
         fields |= {"base_model": base_model, "base_model_relation": "quantized"}
@@ -79,10 +80,12 @@ def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model
     manifests = [subject.manifest for subject in subjects if subject.manifest is not None]
     whole = next((subject for subject in subjects if subject.batch is not None), None)
     records = [record for subject in variants for record in subject.reports]
-    yield front_matter(base, whole is not None)
+    yield front_matter(base, whole is not None, LICENSES.get(base or model))
     yield "# Mimi as streaming ONNX models"
     if model.startswith("synthetic"):
         yield _prose("made_up")
+    if model == DEMO:
+        yield _prose("small")
     origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{model}`"
     yield _prose("lead", origin=origin, version=__version__)
     if manifests:
@@ -204,8 +207,9 @@ def _attribution(base: str | None, subjects: Sequence[Subject]) -> Iterator[str]
         tools |= dict(subject.made.tools)
     source = subjects[0].made.source
     revision = f" at revision `{source.revision}`" if source.revision else ""
-    name = "kyutai" if base == KYUTAI else "other_model" if base else "other_source"
-    yield _prose(name, base=base, model=subjects[0].model, revision=revision)
+    model = subjects[0].model
+    name = "kyutai" if base == KYUTAI else "other_model" if base else "own" if model == DEMO else "other_source"
+    yield _prose(name, base=base, model=model, revision=revision)
     yield _prose("made_with", tools=_versions(tools))
 
 

@@ -21,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import MimiConfig, MimiModel
 
+from mimi_export.contract.files import sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.contract.recipes import DEFAULT_MODEL
@@ -34,13 +35,17 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 
+DEMO = "demo"  # the small trained checkpoint that comes with this package; scripts/train_demo.py made it
+DEMO_DIRECTORY = Path(__file__).parent / "demo"
+BUILT_IN = (DEMO, *SYNTHETIC_NAMES)
+
 
 @dataclass
 class Checkpoint:
     """A model in float32, ready to run, and where it came from.
 
-    `source` is a Hub id, the name of a synthetic checkpoint or the last part of a directory's path; `revision` is the
-    Hub's commit, or the version of a synthetic checkpoint, or `None`.
+    `source` is a Hub id, the name of a built-in checkpoint or the last part of a directory's path; `revision` is the
+    Hub's commit, or the version of a built-in checkpoint, or `None`.
     """
 
     model: MimiModel
@@ -67,8 +72,9 @@ def load_checkpoint(
     """Load a Mimi model, in float32 and evaluation mode.
 
     Args:
-        model: a Hub id (`kyutai/mimi`), a directory with `config.json` and `model.safetensors`, `synthetic` (Kyutai's
-            sizes) or `synthetic:tiny`. A directory wins over a Hub id of the same name.
+        model: a Hub id (`kyutai/mimi`), a directory with `config.json` and `model.safetensors`, or a built-in one:
+            `demo` (small, trained on speech), `synthetic` (Kyutai's sizes) and `synthetic:tiny` (both made up). A
+            directory wins over a Hub id of the same name.
         revision: branch, tag or commit on the Hub; for a Hub id only.
         cache_dir: where downloaded and synthetic checkpoints are kept; the usual caches unless given.
         progress: called with (step, done, of how many); a step without a known end has 0 of 0.
@@ -81,8 +87,10 @@ def load_checkpoint(
     cache = None if cache_dir is None else Path(cache_dir)
     directory = Path(model).expanduser()
     is_directory = model != "" and directory.is_dir()
-    if revision is not None and (is_directory or model in SYNTHETIC_NAMES):
+    if revision is not None and (is_directory or model in BUILT_IN):
         raise ConfigError(f"{model} has no revisions; a revision goes with a model on the Hub")
+    if model == DEMO:
+        return read_checkpoint(DEMO_DIRECTORY, DEMO, sha256(DEMO_DIRECTORY / WEIGHTS)[:12])
     if model in SYNTHETIC_NAMES:
         made = synthetic_directory(model, cache, progress)
         return read_checkpoint(made, model, synthetic_revision())
@@ -100,19 +108,18 @@ def load_source(
 
     Args:
         source: model, as the manifest has it.
-        revision: the Hub's commit, or the version of a synthetic checkpoint, which nobody can ask for.
+        revision: the Hub's commit, or the version of a built-in checkpoint, which nobody can ask for.
         load: how a checkpoint is loaded from model and revision.
 
     Raises:
-        ArtifactError: another version of this program made that synthetic checkpoint.
+        ArtifactError: another version of this program had another checkpoint of that name.
         CheckpointError, ConfigError: see `load_checkpoint`.
     """
-    made_up = source in SYNTHETIC_NAMES
-    checkpoint = load(source, None if made_up else revision)
-    if made_up and revision != checkpoint.revision:
+    built_in = source in BUILT_IN
+    checkpoint = load(source, None if built_in else revision)
+    if built_in and revision != checkpoint.revision:
         raise ArtifactError(
-            f"the variant was made from {source} ({revision}), this program makes {checkpoint.revision}; "
-            "export it again"
+            f"the variant was made from {source} ({revision}), this program has {checkpoint.revision}; export it again"
         )
     return checkpoint
 
@@ -156,7 +163,7 @@ def _refuse_no_hub_id(model: str, directory: Path) -> None:
     if model in ("", ".", "..") or model.startswith(("/", "./", "../", "~", ".\\", "..\\")) or model.count("/") > 1:
         raise CheckpointError(
             f"there is no directory {model!r}; expected one with {CONFIG} and {WEIGHTS}, a Hub id such as "
-            f"{DEFAULT_MODEL}, or --model synthetic"
+            f"{DEFAULT_MODEL}, or --model demo"
         )
 
 

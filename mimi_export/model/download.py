@@ -111,7 +111,7 @@ def _one_line_errors(model: str, revision: str | None) -> Iterator[None]:
         raise
     except HFValidationError:
         raise CheckpointError(
-            f"{model!r} is neither a directory nor a model id such as kyutai/mimi; use --model synthetic to try without"
+            f"{model!r} is neither a directory nor a model id such as kyutai/mimi; use --model demo to try without"
         ) from None
     except GatedRepoError as error:
         raise CheckpointError(
@@ -151,5 +151,5 @@ def _bar(step: str, progress: Advance) -> type[Any]:
 def _unreachable(model: str, error: BaseException) -> CheckpointError:
     return CheckpointError(
         f"cannot reach the Hugging Face Hub for {model} ({type(error).__name__}: {reason(error)}); "
-        "use --model synthetic, or --model DIRECTORY with a downloaded copy"
+        "use --model demo, or --model DIRECTORY with a downloaded copy"
     )
