@@ -1,6 +1,6 @@
-"""How intelligible a checkpoint leaves speech, by number of codebooks: STOI, ESTOI, ViSQOL, mel distance, codebooks used.
+"""How intelligible a checkpoint leaves speech, by number of codebooks, and how many entries it uses.
 
-python scripts/judge_demo.py demo speech.wav more.flac        prints Markdown; needs `pip install pystoi visqol-python`
+python scripts/judge_demo.py demo speech.wav more.flac        STOI, ESTOI, ViSQOL, mel distance; needs pystoi, visqol-python and numba
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ A step takes 0.2 s of one core (Zen 3). More threads do not pay: the layers are 
 thread mostly waits for the first. The same data and number of steps give the same weights on one machine, whether the
 training was interrupted or not.
 
-Debian has speech with clear licences: `asterisk-core-sounds-{en,es,fr,it,ru}-g722` (CC-BY-SA-3.0, the last two
-CC-BY-3.0; `ffmpeg -f g722 -i X.g722 X.wav`), and `flite` and `espeak-ng`, which speak any text. Weights follow the
-licences of what they were trained on.
+`demo_data.py` collects speech with clear licences from Debian's packages; weights follow the licences of what they were
+trained on. `--model demo` is the outcome; mimi_export/model/demo/README.md says what it was trained on and judged by.
 """
 
 from __future__ import annotations
