@@ -1,6 +1,8 @@
 """How intelligible a checkpoint leaves speech, by number of codebooks, and how many entries it uses.
 
-python scripts/judge_demo.py demo speech.wav more.flac        STOI, ESTOI, ViSQOL, mel distance; needs pystoi, visqol-python and numba
+python scripts/judge_demo.py demo speech.wav more.flac
+
+prints tables of STOI, ESTOI, ViSQOL and mel distance; it needs `pip install pystoi visqol-python numba`.
 """
 
 from __future__ import annotations

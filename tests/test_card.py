@@ -418,3 +418,12 @@ def test_nothing_private_in_any_file(published, subjects, tmp_path):
         content = file.path.read_bytes() if file.path is not None else file.content
         found = [word for word in words if word.encode() in content]
         assert not found, f"{file.name} holds {found}"
+
+
+def test_demo_weights_say_what_they_are_and_whose(tiny_variant, tmp_path):
+    subject = read_subject(tiny_variant(8))
+    source = dataclasses.replace(subject.manifest.source, model="demo", revision="0123456789ab")
+    text = model_card([dataclasses.replace(subject, made=dataclasses.replace(subject.manifest, source=source))])
+    assert "license: cc-by-sa-3.0" in text
+    assert "a small codec for demonstrations" in text
+    assert "Allison Smith" in text
