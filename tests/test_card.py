@@ -420,10 +420,12 @@ def test_nothing_private_in_any_file(published, subjects, tmp_path):
         assert not found, f"{file.name} holds {found}"
 
 
-def test_demo_weights_say_what_they_are_and_whose(tiny_variant, tmp_path):
-    subject = read_subject(tiny_variant(8))
-    source = dataclasses.replace(subject.manifest.source, model="demo", revision="0123456789ab")
-    text = model_card([dataclasses.replace(subject, made=dataclasses.replace(subject.manifest, source=source))])
+def test_demo_weights_say_what_they_are_and_whose(tiny_variant, published):
+    subject = read_subjects(published.directories[:1])[0]
+    manifest = load_artifact(tiny_variant(8)).manifest
+    source = dataclasses.replace(manifest.source, model="demo", revision="0123456789ab")
+    text = model_card([dataclasses.replace(subject, made=dataclasses.replace(manifest, source=source))])
+    assert card_errors(text) == []
     assert "license: cc-by-sa-3.0" in text
     assert "a small codec for demonstrations" in text
     assert "Allison Smith" in text

@@ -181,8 +181,8 @@ def test_download_reports_progress_and_prints_nothing(hub):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("no Hub", ["cannot reach the Hugging Face Hub for acme/other", "refused", "--model synthetic", "DIRECTORY"]),
-        ("broken", ["cannot reach the Hugging Face Hub", "500", "--model synthetic"]),
+        ("no Hub", ["cannot reach the Hugging Face Hub for acme/other", "refused", "--model demo", "DIRECTORY"]),
+        ("broken", ["cannot reach the Hugging Face Hub", "500", "--model demo"]),
         ("absent", ["the Hub has no model acme/absent", "private", "hf auth login"]),
         ("private", ["the Hub has no model acme/private", "private", "hf auth login"]),
         ("gated", ["acme/gated is gated", "hf auth login"]),
@@ -340,7 +340,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     (tmp_path / "weights.bin").write_bytes(b"")
     for model in ("", "./nothing", str(tmp_path / "nothing"), "a/b/c", "~/no such directory"):
         with pytest.raises(
-            CheckpointError, match=r"there is no directory .*Hub id such as kyutai/mimi, or --model synth"
+            CheckpointError, match=r"there is no directory .*Hub id such as kyutai/mimi, or --model demo"
         ):
             load_checkpoint(model)
     with pytest.raises(CheckpointError, match=r"is a file; expected a directory with config\.json"):
