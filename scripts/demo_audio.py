@@ -58,7 +58,7 @@ def _without_silence(samples: Audio, rate: int) -> Audio:
 
 
 def batch(data: NDArray[np.int16], shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """Clips `[clips, samples]` from anywhere, at another level, some brighter or duller, some with noise."""
+    """Clips `[clips, samples]` from anywhere, at another level, most of them as if recorded in another place."""
     clips, frames = shape
     return torch.from_numpy(np.stack([_changed(_clip(data, frames * FRAME, rng), rng) for _ in range(clips)])).float()
 
@@ -73,38 +73,83 @@ def _clip(data: NDArray[np.int16], samples: int, rng: np.random.Generator) -> Au
 
 
 def _changed(clip: Audio, rng: np.random.Generator) -> Audio:
-    if rng.random() < 0.5:
-        clip = clip + np.float32(rng.uniform(-0.5, 0.5)) * np.append(np.float32(0), clip[:-1])
-    clip = clip * np.float32(0.9 * 10 ** (rng.uniform(-9, 5) / 20))
-    if rng.random() < 0.3:
-        noise = rng.standard_normal(len(clip))
+    """Another room, another microphone, another noise, another level; a third of the clips keep all but the level."""
+    if rng.random() < 0.67:
+        spectrum = np.fft.rfft(clip)
         if rng.random() < 0.5:
-            noise = np.convolve(noise, np.ones(8) / 3, "same")
-        clip = clip + (noise * 10 ** (rng.uniform(-75, -40) / 20)).astype(np.float32)
-    return clip.clip(-1, 1)
+            spectrum = spectrum * np.fft.rfft(_room(len(clip), rng))
+        recorded = np.fft.irfft(spectrum * _response(len(spectrum), rng), len(clip))
+        recorded *= np.sqrt(np.mean(clip**2) / (np.mean(recorded**2) + 1e-12))
+        if rng.random() < 0.6:
+            noise = np.fft.rfft(rng.standard_normal(len(clip))) * _response(len(spectrum), rng)
+            hiss = np.fft.irfft(noise, len(clip))
+            recorded += hiss * (10 ** (rng.uniform(-50, -12) / 20) * SPEECH_RMS / (np.std(hiss) + 1e-9))
+        clip = recorded.astype(np.float32)
+    louder: Audio = clip * np.float32(0.9 * 10 ** (rng.uniform(-9, 7) / 20))
+    return louder.clip(-1, 1)
+
+
+def _room(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Impulse response: the sound itself, then an echo that is 60 dB softer after 0.15 to 1.2 s."""
+    decay = np.exp(-6.9 / (RATE * rng.uniform(0.15, 1.2)) * np.arange(samples))
+    echo = rng.standard_normal(samples) * decay
+    response = echo * (10 ** (rng.uniform(-20, 0) / 20) / np.sqrt(np.sum(echo**2)))
+    response[0] += 1
+    return response  # type: ignore[no-any-return]
+
+
+def _response(bins: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Gains from 0 Hz to half the rate: a smooth curve, often with the highs or the lows cut off."""
+    octaves = np.log2(np.linspace(0, RATE / 2, bins).clip(20))
+    points = np.log2(RATE / 2) - np.arange(9)[::-1]
+    decibels = np.interp(octaves, points, rng.normal(0, rng.uniform(0, 7), len(points)))
+    if rng.random() < 0.4:
+        decibels -= rng.uniform(24, 96) * np.maximum(0, octaves - np.log2(rng.uniform(2400, 9000)))
+    if rng.random() < 0.25:
+        decibels -= rng.uniform(12, 36) * np.maximum(0, np.log2(rng.uniform(80, 400)) - octaves)
+    return 10 ** (decibels.clip(-70, 30) / 20)  # type: ignore[no-any-return]
 
 
 class Loss:
-    """Distance of two sounds `[clips, samples]`: mel and linear spectra at four resolutions, and a little waveform."""
+    """Distance of two sounds `[clips, samples]`: spectra at four resolutions, intelligibility, a little waveform."""
 
     SCALES = ((2048, 80), (1024, 64), (512, 40), (256, 20))  # length of the window, mel bands
     FLOOR = 1e-3  # of a sine at full scale; what is softer need not be right
+    ENVELOPES = 1024  # window whose spectra envelopes are made of
+    SEGMENT = 36  # of its steps, 0.38 s: what intelligibility is judged over
 
-    def __init__(self) -> None:
+    def __init__(self, intelligibility: float = 3.0) -> None:
+        self.intelligibility = intelligibility
         self.windows = {length: torch.hann_window(length) for length, _ in self.SCALES}
         self.mels = {length: _mel_filters(bands, length) for length, bands in self.SCALES}
+        self.thirds = _third_octaves(self.ENVELOPES)
 
     def __call__(self, got: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
         """The loss, and of it the mel distance (natural logarithm) for the log."""
         mel = got.new_zeros(())
         linear = got.new_zeros(())
+        unlike = got.new_zeros(())
         for length, _ in self.SCALES:
             spectrum, target = self._spectrum(got, length), self._spectrum(wanted, length)
             logs = [torch.log(one @ self.mels[length] + self.FLOOR) for one in (spectrum, target)]
             mel = mel + (logs[0] - logs[1]).abs().mean() / len(self.SCALES)
             linear = linear + (spectrum - target).abs().mean() / (target.mean() + 2e-3) / len(self.SCALES)
+            if length == self.ENVELOPES:
+                unlike = self._unlike(spectrum, target)
         waveform = (got - wanted).abs().mean() / (wanted.abs().mean() + 3e-2)
-        return mel + 0.5 * linear + 0.3 * waveform, mel.item()
+        return mel + 0.5 * linear + 0.3 * waveform + self.intelligibility * unlike, mel.item()
+
+    def _unlike(self, got: Tensor, wanted: Tensor) -> Tensor:
+        """1 - the correlation of both envelopes in third octaves, over segments that are not silent (as STOI does)."""
+        both = [
+            (spectrum.square() @ self.thirds + 1e-9).sqrt().unfold(1, self.SEGMENT, 9) for spectrum in (got, wanted)
+        ]
+        loud = both[1].square().sum((2, 3))
+        loud = (loud > 1e-3 * loud.amax()).float()[:, :, None]
+        centred = [one - one.mean(-1, keepdim=True) for one in both]
+        norms = [one.square().sum(-1) + 1e-7 for one in centred]
+        like = (centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1]).sqrt()
+        return 1 - (like * loud).sum() / (loud.sum() * like.shape[2]).clamp(min=1)
 
     def _spectrum(self, sound: Tensor, length: int) -> Tensor:
         """Magnitudes `[clips, steps, bins]`; a sine at full scale has about 1."""
@@ -156,6 +201,14 @@ class Features(nn.Module):
         padded = nn.functional.pad(sound, (len(window) - hop, 0))
         transform = torch.stft(padded, len(window), hop, window=window, center=False, return_complex=True)
         return transform.abs().mT * (4 / len(window))
+
+
+def _third_octaves(length: int) -> Tensor:
+    """15 bands `[bins, bands]` from 150 Hz on, the bins of each counted fully."""
+    frequency = np.linspace(0, RATE / 2, length // 2 + 1)[:, None]
+    centres = 150 * 2 ** (np.arange(15) / 3)
+    inside = (frequency >= centres * 2 ** (-1 / 6)) & (frequency < centres * 2 ** (1 / 6))
+    return torch.from_numpy(inside).float()
 
 
 def _mel_filters(bands: int, length: int) -> Tensor:

@@ -250,6 +250,14 @@ class Codec(nn.Module):
             book[dead], usage[dead] = points[torch.randint(len(points), (len(dead),))], 0.5
         return entries
 
+    @torch.no_grad()
+    def take(self, model: MimiModel) -> None:
+        """Begin with the weights and the codebooks of a model of this geometry."""
+        self.mimi.load_state_dict(model.state_dict())
+        for level, layer in enumerate(layer for quantizer in self.split for layer in quantizer.layers):
+            self.books[level] = layer.codebook.embed
+        self.usage.fill_(1)
+
     def finished(self) -> MimiModel:
         """The model with its codebooks in place."""
         layers = [layer for quantizer in self.split for layer in quantizer.layers]

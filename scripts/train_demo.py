@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mimi_export.model import upstream
+from mimi_export.model.checkpoint import load_checkpoint
 
 RATE, CLIP_NORM = 1.5e-3, 1.0
 WARM_UP_STEPS = 200
@@ -53,7 +54,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 class Training:
     """A codec, its optimiser and its running mean, and how far they are."""
 
-    def __init__(self, data: Path, directory: Path, steps: int) -> None:
+    def __init__(self, data: Path, directory: Path, steps: int, start: str | None = None) -> None:
         torch.manual_seed(0)
         self.rng = np.random.default_rng(0)
         self.data = np.memmap(data, np.int16, "r")
@@ -63,12 +64,18 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.weights, RATE, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
         self.mean = [weight.detach().clone() for weight in self.weights]
         self.step, self.spent, self.phase = 0, 0.0, 0
+        self.start, self.begins_at = start, 0.0
         self.seen: list[tuple[float, float, float]] = []
         self.log: list[tuple[float, ...]] = []
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Fit the features to the data and the codebooks to the features."""
+        """Fit the features to the data and the codebooks to the features; or take the weights of a checkpoint."""
+        if self.start is not None:
+            self.codec.take(load_checkpoint(self.start).model)
+            torch._foreach_copy_(self.mean, [weight.detach() for weight in self.weights])
+            self.begins_at, self.phase = JOIN_AT, 1
+            return
         sounds = [batch(self.data, SHAPES[0], self.rng) for _ in range(FEATURE_BATCHES)]
         self.features.fit(sounds)
         weights = self.features.spread.rsqrt()  # so that the decoder hears the small dimensions, too
@@ -89,7 +96,7 @@ class Training:
             "features": self.features.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
-            "at": (self.step, self.spent, self.phase),
+            "at": (self.step, self.spent, self.phase, self.begins_at),
             "log": (self.log, self.seen),
             "random": (self.rng.bit_generator.state, torch.get_rng_state()),
         }
@@ -108,7 +115,7 @@ class Training:
         self.features.load_state_dict(state["features"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean = state["mean"]
-        self.step, self.spent, self.phase = state["at"]
+        self.step, self.spent, self.phase, self.begins_at = state["at"]
         self.log, self.seen = ([tuple(line) for line in lines] for lines in state["log"])
         self.rng.bit_generator.state = state["random"][0]
         torch.set_rng_state(state["random"][1])
@@ -117,7 +124,7 @@ class Training:
         """Train until all steps are done, or `stop` of them; the schedule is that of all."""
         last = saved = time.monotonic()
         while self.step < min(self.steps, stop or self.steps):
-            progress = self.step / self.steps
+            progress = self.begins_at + (1 - self.begins_at) * self.step / self.steps
             if progress >= (JOIN_AT, STAND_STILL_AT, math.inf)[self.phase]:
                 self.next_phase()
             self.seen.append(self.advance(progress))
@@ -167,7 +174,8 @@ class Training:
             error = ((points[0] + points[1] - features).square() / self.features.spread).mean()
             joined, commitment = self.codec.quantise(points, self.rng, update=self.phase == 1)
             decoded = self.codec.decode(joined)
-            more = 0.25 * commitment + 0.1 * error if self.phase == 1 else torch.zeros(())
+            towards_features = 0.0 if self.begins_at else 0.1  # another training's features had other axes
+            more = 0.25 * commitment + towards_features * error if self.phase == 1 else torch.zeros(())
         loss, mel = self.loss(decoded, sound)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + more).backward()
@@ -205,12 +213,16 @@ def train(
     data: Annotated[Path, typer.Argument(help="What `pack` wrote.")],
     directory: Annotated[Path, typer.Argument(help="Where the state of the training and its log go.")],
     steps: Annotated[int, typer.Option(help="How many steps, those of earlier runs included.")] = 12_000,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint of this geometry (demo, a directory) to go on from."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 1,
 ) -> None:
     """Train, or go on training."""
     torch.set_num_threads(threads)
     directory.mkdir(parents=True, exist_ok=True)
-    training = Training(data, directory, steps)
+    training = Training(data, directory, steps, start)
     training.resume()
     training.run()
 

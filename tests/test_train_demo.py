@@ -46,11 +46,11 @@ def small(monkeypatch):
     monkeypatch.setattr(train_demo, "SHAPES", [(2, 12), (1, 24)])
 
 
-def trained(data, directory, *stops: int) -> train_demo.Training:
+def trained(data, directory, *stops: int, start: str | None = None) -> train_demo.Training:
     """Training that was stopped after each of `stops` steps and started again."""
     directory.mkdir()
     for stop in (*stops, STEPS):
-        training = train_demo.Training(data, directory, STEPS)
+        training = train_demo.Training(data, directory, STEPS, start)
         training.resume()
         training.run(stop)
     return training
@@ -105,6 +105,22 @@ def test_the_result_is_a_mimi_that_codes_as_it_was_trained_to(data, small, tmp_p
     assert (codes[0, 0] == semantic).float().mean() > 0.9  # float16 weights move a few
     assert (codes[0, 1] == acoustic).float().mean() > 0.9
     assert torch.isfinite(upstream.decode(model, codes)).all()
+
+
+def test_training_goes_on_from_a_checkpoint(data, small, tmp_path):
+    """It begins with the checkpoint's weights, both halves at once, and ends with the decoder alone."""
+    trained(data, tmp_path / "run")
+    train_demo.save(tmp_path / "run", tmp_path / "checkpoint")
+    start = str(tmp_path / "checkpoint")
+    begun = train_demo.Training(data, tmp_path, STEPS, start)
+    begun.resume()
+    wanted, got = load_checkpoint(start).model.state_dict(), begun.codec.finished().state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+    once, twice = trained(data, tmp_path / "once", start=start), trained(data, tmp_path / "twice", 4, start=start)
+    assert [line[-1] for line in once.log] == [1, 2]
+    assert all(map(torch.equal, once.mean, twice.mean))
+    moved = [not torch.equal(*pair) for pair in zip(once.mean, begun.mean, strict=True)]
+    assert sum(moved) > 100
 
 
 def test_full_size_fits_a_package():
