@@ -6,10 +6,12 @@ server in this one.
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -235,13 +237,18 @@ def test_sharded_weights_load(copy_of, good):
     _fails(directory, CheckpointError, "lacks model-00002-of-00002.safetensors, which its model.safetensors.index.json")
 
 
+SIZES = ("sampling_rate", "hidden_size", "num_filters", "num_residual_layers", "kernel_size", "dilation_growth_rate",
+         "compress", "num_quantizers", "codebook_size", "codebook_dim", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "upsample_groups", "sliding_window")  # fmt: skip
+
+
 @pytest.fixture
 def copy_of(good, tmp_path):
     """Make a copy of the good checkpoint with other tensors (`None`: the same) or configuration fields."""
 
     def make(tensors=None, **fields):
         directory = tmp_path / "copy"
-        shutil.copytree(good, directory)
+        shutil.copytree(good, directory, dirs_exist_ok=True)
         if tensors is not None:
             save_file(tensors, directory / "model.safetensors", {"format": "pt"})
         if fields:
@@ -313,7 +320,17 @@ def test_missing_files_are_named(copy_of):
     _fails(directory, CheckpointError, "copy has no config.json")
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[1]", "holds a list"), ("\xff", "is not JSON")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "is a list of 1, expected an object"),
+        ("\xff", "is not UTF-8"),
+        ("[" * 10**5, "nested too deep"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ('{"a": %s}' % ("1" * 5000), "a number is too long"),
+    ],
+)
 def test_configuration_that_is_no_json_object_is_refused(copy_of, text, words):
     directory = copy_of()
     (directory / "config.json").write_bytes(text.encode("latin-1"))
@@ -323,16 +340,67 @@ def test_configuration_that_is_no_json_object_is_refused(copy_of, text, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "encodec"}, "copy is not a Mimi checkpoint: model_type in its config.json is 'encodec'"),
-        ({"model_type": None}, "expected 'mimi'"),
+        ({"model_type": "encodec"}, 'copy is not a Mimi checkpoint: model_type in its config.json is "encodec"'),
+        ({"model_type": None}, 'expected "mimi"'),
         ({"use_causal_conv": False}, "use_causal_conv=False cannot be streamed"),
         ({"trim_right_ratio": 0.5}, "trim_right_ratio=0.5 cannot be streamed"),
-        ({"hidden_size": "wide"}, "config.json of copy is refused by transformers"),
-        ({"num_semantic_quantizers": 16}, "config.json of copy is refused by transformers"),
+        ({"hidden_size": "wide"}, 'hidden_size is "wide", expected a whole number'),
+        ({"num_semantic_quantizers": 16}, "num_semantic_quantizers must be below num_quantizers"),
+        ({"codebook_size": 63}, "config.json of copy is refused by transformers"),
+        ({"upsampling_ratios": 5}, "upsampling_ratios is 5, expected a list"),
+        ({"upsampling_ratios": [0, 2]}, "upsampling_ratios[0] is 0"),
+        ({"rope_parameters": 5}, "rope_parameters is 5, expected an object"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be positive"),
+        ({"frame_rate": 0}, "leaves no downsampling"),
+        ({"hidden_act": "x" * 10**4}, "is not supported"),
+        *(
+            ({name: size}, name)
+            for name in SIZES
+            for size in (0, 10**9, 10**400)
+            if name != "num_residual_layers" or size
+        ),
     ],
 )
 def test_configuration_that_is_no_streamable_mimi_is_refused(copy_of, fields, words):
-    _fails(copy_of(**fields), ConfigError, words)
+    begin = time.monotonic()
+    _fails(copy_of(**fields), CheckpointError if 10**400 in fields.values() else ConfigError, words)
+    assert time.monotonic() - begin < 5
+
+
+def test_sizes_are_compared_with_the_file_before_anything_is_allocated(copy_of):
+    """Each would be gigabytes."""
+    fields = {"codebook_size": 1 << 20, "num_quantizers": 1024}
+    _fails(copy_of(**fields), CheckpointError, "copy lacks 3024 tensors")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name in ("num_filters", "kernel_size", "intermediate_size"):
+        _fails(copy_of(**{name: 1 << 15}), CheckpointError, "but its configuration asks for")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000
+
+
+STRANGE = {
+    "code from a repository": {"attn_implementation": "org/kernel", "_attn_implementation": "org/kernel"},
+    "another attention": {"attn_implementation": "flash_attention_2"},
+    "a quantisation": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    "code beside it": {"auto_map": {"AutoModel": "org/repository--file.Class"}},
+    "a data type": {"dtype": "evil", "torch_dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_configuration_decides_sizes_alone(copy_of, good, case):
+    model = load_checkpoint(str(copy_of(**STRANGE[case]))).model
+    assert model.config._attn_implementation == "sdpa"
+    assert getattr(model.config, "quantization_config", None) is None
+    assert next(model.parameters()).dtype == torch.float32
+    wanted = upstream.tensors_on_disk(load_checkpoint(str(good)).model)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in upstream.tensors_on_disk(model).items())
+
+
+def test_a_configuration_that_is_a_pipe_is_refused(copy_of):
+    directory = copy_of()
+    (directory / "config.json").unlink()
+    os.mkfifo(directory / "config.json")
+    _fails(directory, CheckpointError, "is no regular file")
 
 
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch):

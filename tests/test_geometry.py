@@ -49,7 +49,7 @@ def test_older_files_keep_the_rotary_base_flat():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "encodec"}, "model_type is 'encodec', expected 'mimi': this is not a Mimi checkpoint"),
+        ({"model_type": "encodec"}, "model_type is \"encodec\", expected 'mimi': this is not a Mimi checkpoint"),
         (
             {"use_causal_conv": False},
             "use_causal_conv=False cannot be streamed: its convolutions look into the future",
@@ -59,13 +59,13 @@ def test_older_files_keep_the_rotary_base_flat():
             "trim_right_ratio=0.5 cannot be streamed: only 1.0 trims transposed convolutions wholly on the right, "
             "which keeps them causal",
         ),
-        ({"pad_mode": "reflect"}, "pad_mode='reflect' cannot be streamed; supported: constant, replicate"),
-        ({"pad_mode": "wavy"}, "pad_mode='wavy' cannot be streamed; supported: constant, replicate"),
+        ({"pad_mode": "reflect"}, 'pad_mode="reflect" cannot be streamed; supported: constant, replicate'),
+        ({"pad_mode": "wavy"}, 'pad_mode="wavy" cannot be streamed; supported: constant, replicate'),
         ({"audio_channels": 2}, "audio_channels=2: the streaming contract is mono only"),
-        ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; use one of gelu, relu, silu"),
+        ({"hidden_act": "mish"}, 'hidden_act="mish" is not supported; use one of gelu, relu, silu'),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
-            "rope_type='yarn' is not supported: only 'default' is relative in position",
+            "rope_type=\"yarn\" is not supported: only 'default' is relative in position",
         ),
         ({"num_filters": None, "kernel_size": None}, "the model's configuration lacks num_filters, kernel_size"),
         (
@@ -90,8 +90,8 @@ def test_older_files_keep_the_rotary_base_flat():
         ({"upsampling_ratios": []}, "the number of upsampling_ratios is 0, expected 1 or more"),
         ({"upsampling_ratios": [2] * 13}, "the number of upsampling_ratios is 13, expected at most 12"),
         ({"sampling_rate": 10**400}, f"sampling_rate is {10**400}, expected at most 1048576"),
-        ({"num_residual_layers": 10**9}, "num_residual_layers is 1000000000, expected at most 64"),
-        ({"dilation_growth_rate": 64, "num_residual_layers": 64}, "must look back at most 1048576 samples"),
+        ({"num_residual_layers": 10**9}, "num_residual_layers is 1000000000, expected at most 16"),
+        ({"dilation_growth_rate": 64, "num_residual_layers": 16}, "must look back at most 1048576 samples"),
         ({"num_filters": 10**6}, "a layer must have at most 1048576 channels"),
         *(
             ({name: 0}, f"{name} is 0, expected 1 or more")

@@ -21,8 +21,8 @@ PAD_MODES = ("constant", "replicate")
 # No model comes near; what is looped over or doubled has a lower limit. A stranger's file may hold anything.
 MOST_SIZE = 1 << 20
 _MOST = {
-    "num_residual_layers": 64,
-    "num_hidden_layers": 1024,
+    "num_residual_layers": 16,
+    "num_hidden_layers": 128,
     "num_quantizers": 1024,
     "dilation_growth_rate": 64,
     "the number of upsampling_ratios": 12,
@@ -71,13 +71,14 @@ class Geometry:
         _check_sizes(vars(self))
         for name, words in (("pad_mode", PAD_MODES), ("hidden_act", ACTIVATIONS)):
             if getattr(self, name) not in words:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(words)}")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}, expected one of {', '.join(words)}")
         for rule, holds in {
             "sliding_window must be at least 2 tokens, so that something is kept": self.sliding_window >= 2,
             "num_attention_heads must be a multiple of num_key_value_heads": (
                 self.num_attention_heads % self.num_key_value_heads == 0
             ),
             "head_dim must be even for rotary positions": self.head_dim % 2 == 0,
+            "rope_theta must be positive": self.rope_theta > 0,
             "upsample_groups must divide hidden_size": self.hidden_size % self.upsample_groups == 0,
             "num_semantic_quantizers must be below num_quantizers": self.num_semantic_quantizers < self.num_quantizers,
             f"a frame must have at most {MOST_SIZE} samples": self.frame_size <= MOST_SIZE,
@@ -136,12 +137,14 @@ class Geometry:
         _refuse_unstreamable(config)
         reader, hints = Reader(Path("config.json"), ConfigError), get_type_hints(cls)
         fields = {name: reader.value(hints[name], config[name], name) for name in _COPIED_FIELDS}
-        ratios = reader.value(hints["upsampling_ratios"], list(config["upsampling_ratios"]), "upsampling_ratios")
+        given = config["upsampling_ratios"]
+        given = list(given) if isinstance(given, tuple) else given
+        ratios = reader.value(hints["upsampling_ratios"], given, "upsampling_ratios")
         _check_sizes({**fields, "upsampling_ratios": ratios})
         hop_length, sampling_rate, heads = math.prod(ratios), fields["sampling_rate"], fields["num_attention_heads"]
         token_rate = math.ceil(sampling_rate / hop_length)  # upstream's `encodec_frame_rate`
-        given = config.get("frame_rate") or config.get("_frame_rate")
-        frame_rate = reader.value(float, given, "frame_rate") if given else sampling_rate / hop_length / 2
+        rates = [config[name] for name in ("frame_rate", "_frame_rate") if config.get(name) is not None]
+        frame_rate = reader.value(float, rates[0], "frame_rate") if rates else sampling_rate / hop_length / 2
         latent_stride = int(token_rate / frame_rate) if frame_rate > 0 else 0
         if latent_stride < 2:
             raise ConfigError(
@@ -165,6 +168,11 @@ class Geometry:
 
 _DERIVED_FIELDS = ("upsampling_ratios", "latent_stride", "head_dim", "rope_theta")
 _COPIED_FIELDS = [entry.name for entry in dataclasses.fields(Geometry) if entry.name not in _DERIVED_FIELDS]
+# Everything of a model's configuration that matters here: what is copied, computed from, or refused.
+CONFIG_FIELDS = frozenset({
+    *_COPIED_FIELDS, "model_type", "upsampling_ratios", "frame_rate", "_frame_rate", "head_dim", "rope_parameters",
+    "rope_theta", "vector_quantization_hidden_dimension", "use_causal_conv", "trim_right_ratio", "audio_channels",
+})  # fmt: skip
 
 
 def _check_sizes(fields: Mapping[str, Any]) -> None:
@@ -179,14 +187,19 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
 
 def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rotary settings, under the key of transformers 5 or the flat one of older files."""
-    found: Mapping[str, Any] = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
-    return found
+    found = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+    parameters: Mapping[str, Any] = Reader(Path("config.json"), ConfigError).value(
+        dict[str, Any], found, "rope_parameters"
+    )
+    return parameters
 
 
 def _refuse_unstreamable(config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a configuration that no causal stream can reproduce, or that is not Mimi."""
     if config.get("model_type") != "mimi":
-        raise ConfigError(f"model_type is {config.get('model_type')!r}, expected 'mimi': this is not a Mimi checkpoint")
+        raise ConfigError(
+            f"model_type is {shown(config.get('model_type'))}, expected 'mimi': this is not a Mimi checkpoint"
+        )
     missing = [name for name in (*_COPIED_FIELDS, "upsampling_ratios") if config.get(name) is None]
     if missing:
         raise ConfigError(f"the model's configuration lacks {', '.join(missing)}")
@@ -194,15 +207,17 @@ def _refuse_unstreamable(config: Mapping[str, Any]) -> None:
         raise ConfigError("use_causal_conv=False cannot be streamed: its convolutions look into the future")
     if config.get("trim_right_ratio", 1.0) != 1.0:
         raise ConfigError(
-            f"trim_right_ratio={config['trim_right_ratio']} cannot be streamed: "
+            f"trim_right_ratio={shown(config['trim_right_ratio'])} cannot be streamed: "
             "only 1.0 trims transposed convolutions wholly on the right, which keeps them causal"
         )
     if config["pad_mode"] not in PAD_MODES:
-        raise ConfigError(f"pad_mode={config['pad_mode']!r} cannot be streamed; supported: {', '.join(PAD_MODES)}")
+        raise ConfigError(f"pad_mode={shown(config['pad_mode'])} cannot be streamed; supported: {', '.join(PAD_MODES)}")
     if config.get("audio_channels", 1) != 1:
-        raise ConfigError(f"audio_channels={config['audio_channels']}: the streaming contract is mono only")
+        raise ConfigError(f"audio_channels={shown(config['audio_channels'])}: the streaming contract is mono only")
     if config["hidden_act"] not in ACTIVATIONS:
-        raise ConfigError(f"hidden_act={config['hidden_act']!r} is not supported; use one of {', '.join(ACTIVATIONS)}")
+        raise ConfigError(
+            f"hidden_act={shown(config['hidden_act'])} is not supported; use one of {', '.join(ACTIVATIONS)}"
+        )
     rope_type = _rope_parameters(config).get("rope_type", "default")
     if rope_type != "default":
-        raise ConfigError(f"rope_type={rope_type!r} is not supported: only 'default' is relative in position")
+        raise ConfigError(f"rope_type={shown(rope_type)} is not supported: only 'default' is relative in position")

@@ -88,6 +88,7 @@ class Reader:
         hint: what to do, at the end of every message.
         defaults: a key may be missing where its field has a default; otherwise only `OPTIONAL` ones may.
         newer: unknown keys are passed over.
+        name: what messages call the file; its path unless given.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class Reader:
     hint: str = ""
     defaults: bool = False
     newer: bool = False
+    name: str = ""
 
     def json(self) -> Any:
         """The content of a JSON file."""
@@ -173,7 +175,7 @@ class Reader:
 
     def refuse(self, place: str, text: str, cause: BaseException | None = None) -> NoReturn:
         """Raise the error: the file, the place, what is wrong, what to do."""
-        raise self.error(f"{self.path}{f': {place}' if place else ''} {text}{self.hint}") from cause
+        raise self.error(f"{self.name or self.path}{f': {place}' if place else ''} {text}{self.hint}") from cause
 
     def _alternative(self, kinds: Sequence[Any], value: Any, place: str) -> Any:
         if value is None and types.NoneType in kinds:
@@ -205,7 +207,8 @@ class Reader:
         try:
             return kind(**values)
         except ConfigError as error:
-            raise self.error(f"{self.path}{f': {place}' if place else ''}: {error}{self.hint}") from error
+            where = f"{self.name or self.path}{f': {place}' if place else ''}"
+            raise self.error(f"{where}: {error}{self.hint}") from error
 
     def _text(self) -> str:
         try:
@@ -217,6 +220,8 @@ class Reader:
             return self.path.read_bytes().decode()
         except UnicodeDecodeError as error:
             self.refuse("", "is not UTF-8 text", error)
+        except MimiExportError:
+            raise
         except OSError as error:
             self.refuse("", f"cannot be read: {error.strerror}", error)
 

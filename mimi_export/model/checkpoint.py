@@ -7,7 +7,6 @@ that is an error, and so are tensors for which the configuration has no place, a
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.files import sha256
-from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.geometry import CONFIG_FIELDS, Geometry
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.contract.recipes import DEFAULT_MODEL
+from mimi_export.contract.records import Reader, shown
 from mimi_export.errors import ArtifactError, CheckpointError, ConfigError, some
 from mimi_export.model import upstream
 from mimi_export.model.download import WEIGHTS, download_checkpoint
@@ -131,13 +131,15 @@ def read_checkpoint(directory: Path, source: str, revision: str | None) -> Check
         CheckpointError, ConfigError: as for `load_checkpoint`.
     """
     config = _read_config(directory, source)
-    shapes = _stored_shapes(directory, source)
+    with upstream.quiet_transformers(), torch.device("meta"):  # sizes alone: nothing is allocated for a stranger's file
+        _check_tensors(MimiModel(config), _stored_shapes(directory, source), source)
     try:
         with upstream.quiet_transformers():
             model, report = MimiModel.from_pretrained(
                 directory,
                 config=config,
                 dtype=torch.float32,
+                attn_implementation="sdpa",
                 use_safetensors=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # reported and refused below, in one line
@@ -147,7 +149,11 @@ def read_checkpoint(directory: Path, source: str, revision: str | None) -> Check
         raise CheckpointError(f"transformers cannot load {source}: {_one_line(error)}") from error
     model.eval().requires_grad_(False)
     model.config._name_or_path = source  # noqa: SLF001 - else it keeps the directory's path, which is nobody's business
-    _check_tensors(model, shapes, source)
+    broken = [
+        name for name, tensor in upstream.tensors_on_disk(model).items() if not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise CheckpointError(f"{source} has weights that are not finite numbers: {some(broken)}")
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
         raise CheckpointError(f"transformers found no usable weights in {source} for {some(wrong)}")
@@ -168,11 +174,19 @@ def _refuse_no_hub_id(model: str, directory: Path) -> None:
 
 
 def _read_config(directory: Path, source: str) -> MimiConfig:
-    """The configuration, refused unless it is a Mimi's that can be streamed."""
+    """The configuration, refused unless it is a Mimi's that can be streamed.
+
+    A stranger's file decides sizes and nothing else: not the code that computes attention, which transformers would
+    fetch, nor data types, nor a quantisation. The sizes are checked before anything is computed from them.
+    """
     fields = _read_json(directory / CONFIG, source)
     kind = fields.get("model_type")
     if kind != "mimi":
-        raise ConfigError(f"{source} is not a Mimi checkpoint: model_type in its {CONFIG} is {kind!r}, expected 'mimi'")
+        raise ConfigError(
+            f'{source} is not a Mimi checkpoint: model_type in its {CONFIG} is {shown(kind)}, expected "mimi"'
+        )
+    fields = {name: value for name, value in fields.items() if name in CONFIG_FIELDS}
+    Geometry.from_config({**MimiConfig().to_dict(), **fields})
     try:
         with upstream.quiet_transformers():
             config = MimiConfig.from_dict(fields)
@@ -183,16 +197,10 @@ def _read_config(directory: Path, source: str) -> MimiConfig:
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{source} has no {path.name}; wanted: a directory with {CONFIG} and {WEIGHTS}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path.name} of {source} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} of {source} is not JSON: {_one_line(error)}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path.name} of {source} holds a {type(fields).__name__}, expected an object")
+    if not path.exists():
+        raise CheckpointError(f"{source} has no {path.name}; wanted: a directory with {CONFIG} and {WEIGHTS}")
+    reader = Reader(path, CheckpointError, name=f"{path.name} of {source}")
+    fields: dict[str, Any] = reader.value(dict[str, Any], reader.json(), "")
     return fields
 
 
@@ -227,7 +235,7 @@ def _weight_files(directory: Path, source: str) -> list[str]:
 
 
 def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source: str) -> None:
-    """Raise unless the files hold exactly the tensors of `model`, all finite."""
+    """Raise unless the files hold exactly the tensors of `model`."""
     wanted = upstream.tensors_on_disk(model)
     missing = [name for name in wanted if name not in shapes]
     if missing:
@@ -245,9 +253,6 @@ def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source:
         )
     if extra:
         logger.info("%s has tensors that are no part of a Mimi model: %s", source, some(extra))
-    broken = [name for name, tensor in wanted.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise CheckpointError(f"{source} has weights that are not finite numbers: {some(broken)}")
 
 
 def _one_line(error: Exception) -> str:
