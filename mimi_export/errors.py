@@ -65,6 +65,12 @@ class ParityError(MimiExportError, ArithmeticError):
     exit_code = 1
 
 
+class MeasurementError(MimiExportError, RuntimeError):
+    """Something that parity should have measured could not be measured, or was not."""
+
+    exit_code = 10
+
+
 class MissingPackageError(MimiExportError, ImportError):
     """An optional package that a command needs is not installed."""
 

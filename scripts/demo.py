@@ -54,7 +54,9 @@ def demo(variant: Path, recording: Path, output: Path) -> None:
         codes_file.num_samples = encoder.num_samples
     spec = codec.encoder.spec
     frame_ms = 1000 / geometry.frame_rate
+    caution = codec.artifact.manifest.source.caution
     rows = [
+        *([("weights", caution)] if caution else []),
         ("variant", f"{codec.artifact.manifest.name}, made from {codec.artifact.manifest.source.model}"),
         ("recording", f"{recording}, {encoder.num_samples / geometry.sampling_rate:.2f} s"),
         ("codes", f"{decoder.num_frames} frames of {spec.shape.num_codebooks}: {output / 'codes.safetensors'}"),

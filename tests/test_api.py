@@ -74,7 +74,7 @@ def test_export_and_convert_are_those_of_the_command_line(tmp_path):
         "4",
         "--kv-cache",
         "ring",
-        "--batch",
+        "--rows",
         "2",
         "--output-dir",
         str(tmp_path / "b"),

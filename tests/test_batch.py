@@ -171,7 +171,7 @@ def test_refusals(tiny_checkpoint, tiny_batch, tmp_path):
     (tmp_path / "mine" / "config.json").write_text("{}")
     with pytest.raises(OutputError, match="was not made by"):
         export_batch(tiny_checkpoint, tmp_path / "mine", 8, force=True)
-    with pytest.raises(ArtifactError, match="export --batch"):
+    with pytest.raises(ArtifactError, match="export --whole-clips"):
         load_batch(tmp_path)
     geometry = tiny_checkpoint.geometry
     with pytest.raises(ConfigError, match="window layout"):
@@ -183,9 +183,9 @@ def test_refusals(tiny_checkpoint, tiny_batch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch", "--kv-cache", "ring"], "for streams"),
-        (["--dtype", "fp16"], "goes with --batch"),
-        (["--batch", "--dtype", "q4"], "q4"),
+        (["--whole-clips", "--kv-cache", "ring"], "for streams"),
+        (["--dtype", "fp16"], "goes with --whole-clips"),
+        (["--whole-clips", "--dtype", "q4"], "q4"),
     ],
 )
 def test_command_line_refusals(capsys, tmp_path, arguments, words):

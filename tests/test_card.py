@@ -408,6 +408,12 @@ def test_command_writes_it(published, card, tmp_path, capsys):
     assert path.read_text() == card
     assert main(arguments) == 8
     assert "--force" in capsys.readouterr().err
+    assert main([*arguments, "--force", "--json"]) == 0
+    wanted = {"command": "card", "path": str(path), "lines": card.count("\n"), "bytes": len(card.encode())}
+    assert json.loads(capsys.readouterr().out) == wanted
+    bare = shutil.copytree(published.directories[0], tmp_path / "bare")
+    assert main(["card", str(bare), "--output", str(tmp_path / "other.md")]) == 10
+    assert "has no parity report" in capsys.readouterr().err
 
 
 def test_nothing_private_in_any_file(published, subjects, tmp_path):

@@ -169,7 +169,7 @@ def test_command_line(ring, tmp_path, capsys):
 def test_export_option(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "synthetic:tiny", "--num-codebooks", "4", "--kv-cache", "ring", "--json"]
-    assert main(["export", "--batch", "2", *arguments]) == 0
+    assert main(["export", "--rows", "2", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["path"], result["batch"]) == ("artifacts/streaming-4cb-ring-batch2", 2)
     assert load_artifact(result["path"]).spec("encoder").data_input.shape == (2, 1, 1920)
@@ -178,11 +178,11 @@ def test_export_option(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["4"], 3, "got 4 without an option before it; a fixed batch is --batch 4"),
-        (["--batch", "0"], 2, "Usage: mimi-export export"),
-        (["--batch", "many"], 2, "Usage: mimi-export export"),
-        (["--batch", "4", "--dtype", "fp16"], 3, "--dtype goes with --batch for whole clips"),
-        (["--batch", "--kv-cache", "ring"], 3, "--batch 4"),
+        (["4"], 2, "Usage: mimi-export export"),
+        (["--rows", "0"], 2, "Usage: mimi-export export"),
+        (["--rows", "many"], 2, "Usage: mimi-export export"),
+        (["--rows", "4", "--dtype", "fp16"], 3, "--dtype goes with --whole-clips"),
+        (["--whole-clips", "--rows", "4"], 3, "--rows are for streams"),
     ],
 )
 def test_wrong_options(tmp_path, capsys, arguments, code, words):

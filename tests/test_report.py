@@ -91,7 +91,7 @@ def test_markdown(good, bad):
     assert "31.90 dB, wanted at least 110 dB" in text
     assert "parts at transformer_0 in call 1" in text
     assert "| public model card, streaming vs batch | 31.9 | 0.99970 | 0.16 |" in text
-    assert report_md.to_text(good).startswith("# Parity: passed, 1 variant\n")
+    assert report_md.to_text(good).startswith("# Parity: passed, 1 variant\n\n> **synthetic:tiny: made-up weights: ")
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         cells = {len(re.split(r"(?<!\\)\|", row)) for row in rows}
@@ -141,6 +141,7 @@ class Page(HTMLParser):
 
 def test_html_is_one_well_formed_file_that_loads_nothing(bad):
     text = report_html.to_text(bad)
+    assert text.index("made-up weights: ") < text.index('class="verdict')
     page = Page()
     page.feed(text)
     page.close()

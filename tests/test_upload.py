@@ -62,6 +62,22 @@ def test_dry_run_changes_nothing(published, hub, cli):
     assert plan["bytes_to_send"] == sum(file["bytes"] for file in plan["files"])
 
 
+@pytest.mark.parametrize("offline", ["switch", "no server"])
+def test_a_dry_run_without_a_connection_compares_with_nothing(published, hub, monkeypatch, capsys, offline):
+    if offline == "switch":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    else:
+        hub.fault("GET", "/api/models/", cut=0, times=9)
+    assert main([*map(str, command(published, "--json"))]) == 0
+    out, err = capsys.readouterr()
+    plan = json.loads(out)
+    assert plan["exists"] is None
+    assert {file["status"] for file in plan["files"]} == {"new"}
+    assert "note: compared with nothing, so every file counts as new" in err
+    if offline == "no server":
+        assert main([*map(str, command(published, "--yes"))]) == 11
+
+
 def test_upload_then_nothing_to_send_then_one_change(published, hub, cli, tmp_path):
     code, out, _ = cli(*command(published, "--yes", "--json"))
     result = json.loads(out)
@@ -139,7 +155,7 @@ def test_refuses_files_that_no_report_vouches_for(published, hub, cli, tmp_path)
     shutil.copytree(published.directories[0], directory)
     arguments = ["upload", directory, "--repo-id", REPO, "--yes"]
     code, _, error = cli(*arguments)
-    assert code == 1
+    assert code == 10
     assert "no parity report" in error
 
     report = json.loads(published.report.read_text())
@@ -155,7 +171,7 @@ def test_refuses_files_that_no_report_vouches_for(published, hub, cli, tmp_path)
     report["variants"][0]["files"]["decoder_model.onnx"]["sha256"] = "0" * 64
     other.write_text(json.dumps(report))
     code, _, error = cli(*arguments, "--report", other)
-    assert code == 1
+    assert code == 10
     assert "for other files: decoder_model.onnx" in error
 
     with (directory / "decoder_model.onnx").open("r+b") as file:

@@ -143,7 +143,7 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
         if shape.rows is not None:
             raise ConfigError(
                 f"{artifact.path} has a fixed batch of {shape.rows}; the benchmark compares batches, so it needs a "
-                "variant exported without --batch"
+                "variant exported without --rows"
             )
         if name in found:
             raise ConfigError(

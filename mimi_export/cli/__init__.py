@@ -22,14 +22,12 @@ COMMANDS = (download, export, convert, transcode, inspect, parity, verify, bench
 
 HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec.
 
-Make the graphs once, then use them:
-
 \b
   mimi-export export --model kyutai/mimi --num-codebooks 8 --output-dir artifacts/streaming-8cb
   mimi-export encode speech.wav speech.safetensors
   mimi-export decode speech.safetensors speech-decoded.wav
 
-Results go to stdout (one JSON object with --json), progress and errors to stderr.
+Results go to stdout (one JSON object with --json), the rest to stderr.
 """
 
 
@@ -49,7 +47,7 @@ def _show_version(wanted: bool) -> None:
 
 def _global_options(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say more on stderr, and show the traceback of an error.")
+        bool, typer.Option("--verbose", "-v", help="Say more, and show the traceback of an error.")
     ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
@@ -62,11 +60,11 @@ def _global_options(
 
 
 def _application() -> typer.Typer:
-    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
+    codes = ", ".join(f"{code} {meaning}" for code, meaning in exit_codes().items())
     application = typer.Typer(
         cls=_Group,
         help=HELP,
-        epilog=f"\b\nExit codes:\n{codes}",
+        epilog=f"Exit codes: {codes}.",
         no_args_is_help=True,
         rich_markup_mode=None,  # help texts hold brackets, which are no markup
         pretty_exceptions_enable=False,

@@ -31,8 +31,10 @@ def bench(
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Recording for the encoders [default: generated].")
     ] = None,
-    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of each contender in a round.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of all contenders in turn.")] = 5,
+    frames: Annotated[
+        int, typer.Option("--frames", metavar="N", min=1, help="Frames of each contender in a round.")
+    ] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of all contenders in turn.")] = 5,
     ages: Annotated[str, typer.Option("--ages", metavar="S,…", help="Ages of the streams in seconds.")] = "2,20,600",
     batches: Annotated[
         str, typer.Option("--batches", metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
@@ -62,15 +64,13 @@ def bench(
         bool,
         typer.Option(
             "--huge-pages",
-            help="Start all of them with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as a server on Linux may.",
+            help="Start all of them with memory in huge pages (Linux, glibc).",
         ),
     ] = False,
-    show_targets: Annotated[
-        bool, typer.Option("--targets", help="Also show what the project promises beside what was measured.")
-    ] = False,
+    show_targets: Annotated[bool, typer.Option("--targets", help="Also show what the project promises.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Also write bench.json, bench.md, bench.svg and bench.png there."),
+        typer.Option("--output", metavar="DIR", help="Also write bench.json, .md, .svg and .png there."),
     ] = None,
     force: Force = False,
     json: Json = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,13 +20,12 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def exit_codes() -> dict[int, str]:
-    """Every exit code and its meaning, computed from the error classes."""
-    codes = {0: "done", MimiExportError.exit_code: "Wrong use of the command line."}
+    """Every exit code and a word or two for it, computed from the error classes."""
+    codes = {0: "done", MimiExportError.exit_code: "wrong use"}
     for kind in _subclasses(MimiExportError):
-        codes.setdefault(kind.exit_code, (kind.__doc__ or kind.__name__).splitlines()[0])
-    codes[DEFECT] = "A defect of this program; -v shows where."
-    codes[INTERRUPTED] = "Interrupted from the keyboard."
-    codes[BROKEN_PIPE] = "Whatever read the output has closed it."
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__.removesuffix("Error"))
+        codes.setdefault(kind.exit_code, words.lower())
+    codes |= {DEFECT: "defect of this program (see -v)", INTERRUPTED: "interrupted", BROKEN_PIPE: "closed pipe"}
     return dict(sorted(codes.items()))
 
 

@@ -42,7 +42,7 @@ def export(
         typer.Option(
             "--num-codebooks",
             min=1,
-            help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4 [default: 8; with --batch all].",
+            help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4 [default: 8; of whole clips all].",
         ),
     ] = None,
     output_dir: Annotated[
@@ -52,8 +52,8 @@ def export(
         KvCache,
         typer.Option(
             "--kv-cache",
-            help="window: any number of frames per call, past keys of at most one window; ring: fixed shapes and a "
-            "position, for servers and accelerators.",
+            help="window: any number of frames per call; ring: fixed shapes and a position, for servers and "
+            "accelerators.",
         ),
     ] = KvCache.window,
     frames_per_call: Annotated[
@@ -63,21 +63,21 @@ def export(
         str | None,
         typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
     ] = None,
-    batch: Annotated[
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", metavar="N", min=1, help="Independent streams in every call [default: free]."),
+    ] = None,
+    whole_clips: Annotated[
         bool,
         typer.Option(
-            "--batch",
-            help="Graphs for whole clips instead of streams, in the layout that transformers.js loads; checked against "
-            "PyTorch before they are kept. With a number (--batch 4): streaming graphs of that fixed batch.",
+            "--whole-clips",
+            help="Not for streams: graphs that transformers.js loads, checked against PyTorch before they are kept.",
         ),
     ] = False,
-    rows: Annotated[
-        int | None, typer.Argument(metavar="N", min=1, help="After --batch: the rows of every call [default: free].")
-    ] = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(
-            "--dtype", metavar="NAME", help="With --batch: fp32, fp16 or q8; may be repeated [default: fp32]."
+            "--dtype", metavar="NAME", help="Of whole clips: fp32, fp16 or q8; may be repeated [default: fp32]."
         ),
     ] = None,
     force: Force = False,
@@ -89,20 +89,14 @@ def export(
       mimi-export export --num-codebooks 8
       mimi-export export --model synthetic --num-codebooks 16 --output-dir artifacts/try
       mimi-export export --kv-cache ring --frames-per-call 2
-      mimi-export export --kv-cache ring --batch 16
-      mimi-export export --batch --dtype fp32 --dtype q8
+      mimi-export export --kv-cache ring --rows 16
+      mimi-export export --whole-clips --dtype fp32 --dtype q8
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    if rows is not None and not batch:
-        raise ConfigError(f"got {rows} without an option before it; a fixed batch is --batch {rows}")
-    whole_clips = batch and rows is None
     ring = kv_cache is KvCache.ring
-    if whole_clips and (ring or frames_per_call is not None):
-        raise ConfigError(
-            "--batch makes graphs for whole clips; --kv-cache and --frames-per-call are for streams, "
-            "whose batch is fixed by a number: --batch 4"
-        )
+    if whole_clips and (ring or frames_per_call is not None or rows is not None):
+        raise ConfigError("--whole-clips has no streams; --kv-cache, --frames-per-call and --rows are for streams")
     if dtype and not whole_clips:
-        raise ConfigError("--dtype goes with --batch for whole clips; for streaming variants use `mimi-export convert`")
+        raise ConfigError("--dtype goes with --whole-clips; for streaming variants use `mimi-export convert`")
     if frames_per_call is not None and not ring:
         raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
     if whole_clips:
@@ -112,7 +106,7 @@ def export(
     target = output_dir or ARTIFACTS / (name or usual)
     refuse_taken(target, force, BATCH_MANIFEST if whole_clips else MANIFEST_NAME)
     begin = time.monotonic()
-    with needs_extra("export", "mimi-export export --batch" if whole_clips else "mimi-export export"):
+    with needs_extra("export", "mimi-export export --whole-clips" if whole_clips else "mimi-export export"):
         from mimi_export.export.variant import export_variant
         from mimi_export.export.whole_clip import export_batch
         from mimi_export.model.checkpoint import load_checkpoint

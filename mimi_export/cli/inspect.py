@@ -1,13 +1,12 @@
-"""`inspect`: what a variant directory holds. Needs the base install; the opset is shown where onnx is installed.
+"""`inspect`: what a variant directory holds. Needs the base install.
 
 With `--json`: `command`, `path`, the manifest's own content as `manifest`, and computed from it `frame_size`,
-`frame_rate`, `bitrate` (bit/s of all codebooks), `opset` (graph -> number, or null without onnx) and `states`
+`frame_rate`, `bitrate` (bit/s of all codebooks), `opset` (graph -> number) and `states`
 (graph -> list of `name`, `kind`, `dtype`, `past_shape`, `present_shape`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,12 +52,13 @@ def inspect(
     _show(artifact, opsets)
 
 
-def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
+def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
     manifest, geometry = artifact.manifest, artifact.geometry
     shape = manifest.shape
     per_call = shape.frames_per_call or "any number of"
     rows: list[tuple[str, object]] = [
         ("source", manifest.source.model + (f" @ {manifest.source.revision}" if manifest.source.revision else "")),
+        *([("weights", manifest.source.caution)] if manifest.source.caution else []),
         ("precision", manifest.precision),
         ("layout", f"{shape.layout}, {per_call} frames per call, batch {shape.rows or 'free'}"),
         ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
@@ -71,9 +71,8 @@ def _show(artifact: Artifact, opsets: dict[str, int] | None) -> None:
             f"{geometry.sliding_window / geometry.tokens_per_frame / geometry.frame_rate:g} s",
         ),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
+        ("opset", ", ".join(f"{kind} {opset}" for kind, opset in opsets.items())),
     ]
-    if opsets is not None:
-        rows.append(("opset", ", ".join(f"{kind} {opset}" for kind, opset in opsets.items())))
     if manifest.conversion:
         rows.append(("conversion", " → ".join(str(record.get("pass", dict(record))) for record in manifest.conversion)))
     show_rows(manifest.name, rows)
@@ -94,23 +93,11 @@ def _bitrates(artifact: Artifact) -> str:
     return ", ".join(f"{count} cb {geometry.bitrate(count) / 1000:g}" for count in counts) + " kbit/s"
 
 
-def _opsets(artifact: Artifact) -> dict[str, int] | None:
-    """Version of the standard operator set of each graph; `None` without onnx."""
-    if importlib.util.find_spec("onnx") is None:
-        return None
-    import onnx
+def _opsets(artifact: Artifact) -> dict[str, int]:
+    """Version of the standard operator set of each graph."""
+    from mimi_export.runtime.graph_file import check_graph_file
 
-    from mimi_export.errors import GraphError
-
-    opsets = {}
-    for kind in GRAPH_KINDS:
-        path = artifact.graph_path(kind)
-        try:
-            model = onnx.load(str(path), load_external_data=False)
-        except onnx.checker.ValidationError as error:
-            raise GraphError(f"{path} is no ONNX graph: {error}") from error
-        opsets[str(kind)] = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return opsets
+    return {str(kind): check_graph_file(artifact.graph_path(kind)) for kind in GRAPH_KINDS}
 
 
 def _record(state: StateSpec) -> dict[str, Any]:

@@ -12,21 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mimi_export.cli.console import Steps, show_json, show_table
+from mimi_export.cli.console import Steps, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
-from mimi_export.errors import ConfigError, MimiExportError, OutputError, ParityError
+from mimi_export.errors import ConfigError, MeasurementError, MimiExportError, OutputError, ParityError
 
 if TYPE_CHECKING:
     from mimi_export.parity.results import ParityRun
 
 CALLS = "1,2,3,4,7,mixed"
-
-
-class MeasurementError(MimiExportError, RuntimeError):
-    """Something that parity should have measured could not be measured."""
-
-    exit_code = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -139,6 +133,8 @@ def _show(run: ParityRun) -> None:
 
     if not run.reports:
         return
+    for line in tables.cautions(run):
+        show_rows(line, [])
     columns, rows = tables.quality(run).only(0, 1, 2, 4, 5, 7, 8)
     _, times = tables.cost(run).only(1, 3, 5)
     rows = [row + cells for row, cells in zip(rows, times, strict=True)]

@@ -1,8 +1,8 @@
 """`encode`, `decode` and `roundtrip`: files through the graphs of a variant, from the base install.
 
 With `--json` each prints `command`, `input`, `output`, `variant`, `duration` (s), `samples`, `frames`,
-`num_codebooks`, `bitrate` (bit/s), `seconds` (work), `speed` (seconds of audio in a second), `clipped` (samples) and
-`partial` (true where it was interrupted and what was done is kept).
+`num_codebooks`, `bitrate` (bit/s), `seconds` (work), `speed` (seconds of audio in a second), `clipped` (samples),
+`partial` (true where it was interrupted and what was done is kept) and `caution` (of made-up weights, or null).
 """
 
 from __future__ import annotations
@@ -153,12 +153,14 @@ def _run(
     duration = transfer.samples / geometry.sampling_rate
     bitrate = geometry.bitrate(transfer.num_codebooks)
     speed = duration / max(transfer.seconds, 1e-9)
+    caution = codec.artifact.manifest.source.caution
     if json:
         files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
         numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
-        show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer)})
+        show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer), "caution": caution})
     else:
         rows: list[tuple[str, object]] = [
+            *([("weights", caution)] if caution else []),
             ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
             ("codes", f"{transfer.frames} frames of {transfer.num_codebooks} codebooks"),
             ("bitrate", f"{bitrate / 1000:g} kbit/s"),

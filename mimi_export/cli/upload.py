@@ -2,7 +2,8 @@
 
 With `--json` `upload` prints `command`, `repo_id`, `exists`, `files` (`name`, `status` new, changed or unchanged,
 `bytes`, `sha256`), `only_there`, `files_to_send`, `bytes_to_send` and `published`: null for a dry run, else `revision`,
-`sent`, `bytes_sent` and `verified` (files downloaded again and compared).
+`sent`, `bytes_sent` and `verified` (files downloaded again and compared). Without a connection a dry run compares with
+nothing: `exists` is null, and every file is new. `card` prints `command`, `path`, `lines` and `bytes`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
+from mimi_export.errors import TransientError
 
 if TYPE_CHECKING:
     from mimi_export.hub.plan import Plan
     from mimi_export.hub.upload import Published
 
 Directories = Annotated[
-    list[Path], typer.Argument(metavar="DIR...", help="Variant directories, and one made by `export --batch`.")
+    list[Path], typer.Argument(metavar="DIR...", help="Variant directories, and one made by `export --whole-clips`.")
 ]
 Reports = Annotated[
     list[Path] | None,
@@ -76,10 +78,11 @@ def upload(
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "mimi-export upload"):
         from mimi_export.hub.client import Client
-        from mimi_export.hub.plan import local_files
+        from mimi_export.hub.plan import Remote, local_files, make_plan
         from mimi_export.hub.subjects import read_subjects
         from mimi_export.hub.upload import read_plan
         from mimi_export.hub.upload import upload as publish
+    from mimi_export.remote.http import is_offline
 
     client = Client(repo_id)
     with Steps() as steps:
@@ -87,7 +90,15 @@ def upload(
         subjects = read_subjects(directories, report or ())
         files = local_files(subjects, repo_id, base_model, with_card)
         steps.step(f"reading {repo_id}")
-        plan = read_plan(client, files, revision)
+        alone = None
+        try:
+            if is_offline() and not yes:
+                raise TransientError("HF_HUB_OFFLINE is set")
+            plan = read_plan(client, files, revision)
+        except TransientError as error:
+            if yes:
+                raise
+            alone, plan = str(error), make_plan(repo_id, files, Remote())
         published = None
         if yes:
             published = publish(
@@ -101,9 +112,12 @@ def upload(
                 progress=steps.step,
             )
     if json:
-        show_json({"command": "upload", **plan.to_dict(), "published": _record(published)})
+        unknown = {} if alone is None else {"exists": None}
+        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": _record(published)})
     else:
         _show(plan, published)
+    if alone is not None:
+        note(f"compared with nothing, so every file counts as new: {alone}")
 
 
 def card(
@@ -115,6 +129,7 @@ def card(
     report: Reports = None,
     base_model: BaseModel = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write the model card that `upload` would publish: every number is from the manifests and parity reports.
 
@@ -128,7 +143,11 @@ def card(
     text = model_card(read_subjects(directories, report or ()), repo_id, base_model)
     with atomic_file(output, force) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    show_rows(str(output), [("lines", text.count("\n")), ("bytes", len(text.encode()))])
+    facts = {"lines": text.count("\n"), "bytes": len(text.encode())}
+    if json:
+        show_json({"command": "card", "path": str(output), **facts})
+    else:
+        show_rows(str(output), list(facts.items()))
 
 
 def _record(published: Published | None) -> dict[str, object] | None:

@@ -134,14 +134,14 @@ def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False
 
 
 def load_batch(directory: str | os.PathLike[str], verify_hashes: bool = False) -> BatchManifest:
-    """Read and check a directory that `export --batch` wrote; with `verify_hashes` every file's content too.
+    """Read and check a directory that `export --whole-clips` wrote; with `verify_hashes` every file's content too.
 
     Raises:
         ArtifactError: no such directory, a damaged or foreign `batch.json`, or a file missing or changed.
     """
     directory = Path(directory)
     path = directory / BATCH_MANIFEST
-    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --batch`")
+    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --whole-clips`")
     manifest = parse_batch(reader.json(), path)
     _check_sizes(directory, manifest.files)
     if verify_hashes:

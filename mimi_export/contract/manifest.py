@@ -38,6 +38,12 @@ STATE_SPEC_NAME = "state_spec.txt"
 BATCH_MANIFEST = "batch.json"
 BATCH_REPORT = "parity.json"
 
+DEMO = "demo"  # the small trained checkpoint that comes with this package
+CAUTIONS = {
+    "synthetic": "made-up weights: they show sizes, speed and exactness, and what they decode is no speech",
+    DEMO: "the small codec for demonstrations, not Kyutai's Mimi: speech can be followed, music cannot",
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -45,6 +51,11 @@ class Source:
 
     model: str
     revision: str | None = None
+
+    @property
+    def caution(self) -> str | None:
+        """What whoever listens has to know of these weights, in a line; nothing of a whole Mimi."""
+        return CAUTIONS.get(self.model.partition(":")[0])
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,7 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
 
 def parse_batch(content: Any, path: Path) -> BatchManifest:
     """The strict inverse of `BatchManifest.to_dict`; raises `ArtifactError`."""
-    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --batch`")
+    reader = Reader(path, ArtifactError, "; make it with `mimi-export export --whole-clips`")
     content = reader.version(content, FORMAT_VERSION, "list of files for whole clips")
     reader.value(Literal["batch"], content.pop("kind", None), "kind")
     manifest = reader.record(BatchManifest, content)

@@ -145,7 +145,7 @@ class GraphSpec:
         if wanted not in (None, rows):
             raise ConfigError(
                 f"this {self.kind} was exported for a batch of {wanted}, got {rows}; give it {wanted} row(s), "
-                "or export one without --batch"
+                "or export one without --rows"
             )
 
 

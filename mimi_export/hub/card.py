@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from mimi_export import __version__
-from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.manifest import DEMO, Manifest
 from mimi_export.contract.records import plain
 from mimi_export.contract.report import FORMAT_VERSION, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS
@@ -25,7 +25,6 @@ from mimi_export.hub import tables
 from mimi_export.hub.subjects import Subject
 
 KYUTAI = "kyutai/mimi"
-DEMO = "demo"  # the checkpoint that comes with this package
 LICENSES = {KYUTAI: "cc-by-4.0", DEMO: "cc-by-sa-3.0"}
 ANY_REPO = "USER/NAME"
 TAGS = ("onnx", "onnxruntime", "mimi", "audio", "speech", "codec", "neural-audio-codec", "streaming")

@@ -20,7 +20,7 @@ from mimi_export.contract.manifest import (
     Manifest,
 )
 from mimi_export.contract.report import REPORT_NAME, VariantRecord, read_report
-from mimi_export.errors import ArtifactError, ParityError
+from mimi_export.errors import ArtifactError, MeasurementError, ParityError
 
 REPORT_PLACES = (REPORT_NAME, f"../{REPORT_NAME}", f"../report/{REPORT_NAME}", f"../parity/{REPORT_NAME}")
 
@@ -67,13 +67,14 @@ def read_subjects(
     """Check directories and their reports.
 
     Args:
-        directories: variant directories and at most one that `export --batch` made.
+        directories: variant directories and at most one that `export --whole-clips` made.
         reports: files of `mimi-export parity --report`, or the directories that hold one; by default those that lie
             in or beside each directory.
 
     Raises:
         ArtifactError: a directory or report is damaged, or two of them would go to the same place.
-        ParityError: no report, a failing one, or one of other files.
+        MeasurementError: no report, or one of other files.
+        ParityError: a failing report.
     """
     subjects: list[Subject] = []
     for directory in map(Path, directories):
@@ -104,7 +105,7 @@ def _variant_subject(directory: Path, records: Sequence[VariantRecord]) -> Subje
     if manifest.shape.rows not in (None, 1):
         raise ArtifactError(
             f"{directory} has a fixed batch of {manifest.shape.rows}, but the programs of a model card run one stream; "
-            "publish a variant exported without --batch"
+            "publish a variant exported without --rows"
         )
     record = _vouching(directory, manifest.files, records)
     files = {**manifest.files, MANIFEST_NAME: FileEntry.of(directory / MANIFEST_NAME)}
@@ -141,7 +142,7 @@ def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence
             f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}"
         )
     if nearest is not None and len(nearest) < len(files):
-        raise ParityError(
+        raise MeasurementError(
             f"{directory} has a parity report, but for other files: {', '.join(nearest)} changed since then; {how}"
         )
-    raise ParityError(f"{directory} has no parity report for its files, so it is not published; {how}")
+    raise MeasurementError(f"{directory} has no parity report for its files, so it is not published; {how}")

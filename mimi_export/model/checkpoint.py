@@ -22,6 +22,7 @@ from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.files import sha256
 from mimi_export.contract.geometry import CONFIG_FIELDS, Geometry
+from mimi_export.contract.manifest import DEMO
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.contract.recipes import DEFAULT_MODEL
 from mimi_export.contract.records import Reader, shown
@@ -35,8 +36,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 
-DEMO = "demo"  # the small trained checkpoint that comes with this package; scripts/train_demo.py made it
-DEMO_DIRECTORY = Path(__file__).parent / "demo"
+DEMO_DIRECTORY = Path(__file__).parent / "demo"  # scripts/train_demo.py made it
 BUILT_IN = (DEMO, *SYNTHETIC_NAMES)
 
 

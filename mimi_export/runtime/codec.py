@@ -11,6 +11,7 @@ from typing import Any
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.runtime.first_use import open_checked
 from mimi_export.runtime.session import CPU, GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
@@ -20,9 +21,12 @@ class _Half:
 
     kind: GraphKind
 
-    def __init__(self, artifact: Artifact, open_graph: Callable[[Path, GraphSpec], GraphSession]) -> None:
+    def __init__(
+        self, artifact: Artifact, open_graph: Callable[[Path, GraphSpec], GraphSession], checked: bool
+    ) -> None:
         self._artifact = artifact
-        self._open = open_graph
+        self._open = partial(open_graph, artifact.graph_path(self.kind), artifact.spec(self.kind))
+        self._checked = checked
         self._graph: GraphSession | None = None
 
     def __repr__(self) -> str:
@@ -40,9 +44,9 @@ class _Half:
 
     @property
     def graph(self) -> GraphSession:
-        """The session; loading it raises what `GraphSession` does."""
+        """The session; loading it raises what `GraphSession` and `open_checked` do."""
         if self._graph is None:
-            self._graph = self._open(self._artifact.graph_path(self.kind), self.spec)
+            self._graph = open_checked(self._artifact, self.kind, self._open) if self._checked else self._open()
         return self._graph
 
 
@@ -71,15 +75,16 @@ class Codec:
 
     Args:
         artifact: the variant directory.
+        checked: look at each graph when it is used for the first time on this machine, see `first_use`.
         settings: of each session, see `GraphSession`: `threads`, `providers`, `huge_pages`, `prepared`.
     """
 
-    def __init__(self, artifact: Artifact, **settings: Any) -> None:
+    def __init__(self, artifact: Artifact, *, checked: bool = False, **settings: Any) -> None:
         self.artifact = artifact
         self.geometry = artifact.geometry
         open_graph = partial(GraphSession, **settings)
-        self.encoder = Encoder(artifact, open_graph)
-        self.decoder = Decoder(artifact, open_graph)
+        self.encoder = Encoder(artifact, open_graph, checked)
+        self.decoder = Decoder(artifact, open_graph, checked)
 
     def __repr__(self) -> str:
         manifest, shape = self.artifact.manifest, self.artifact.manifest.shape
@@ -104,6 +109,9 @@ def load(
         load("artifacts/streaming-8cb")
         load("USER/NAME", variant="streaming-8cb")    # fetched into the cache the first time, every file checked
 
+    A graph is loaded when it is first used. The first time on a machine one call of its golden clip is replayed, and a
+    `ParityError` says what to do where it computes something else here than it should.
+
     Args:
         directory: a variant directory; with `variant` a repository.
         threads, providers, huge_pages, prepared: see `GraphSession`.
@@ -121,4 +129,5 @@ def load(
 
         directory = fetch_variant(Place.of(str(directory), variant), revision).path
     artifact = load_artifact(directory, verify_hashes)
-    return Codec(artifact, threads=threads, providers=providers, huge_pages=huge_pages, prepared=prepared)
+    settings = {"threads": threads, "providers": providers, "huge_pages": huge_pages, "prepared": prepared}
+    return Codec(artifact, checked=True, **settings)

@@ -33,6 +33,7 @@ from mimi_export.contract.recipes import ExportRecipe, find_recipe
 from mimi_export.contract.spec import GRAPH_KINDS, PAST, PRESENT, GraphKind, GraphSpec
 from mimi_export.errors import ArtifactError, GraphError
 from mimi_export.media.signals import speech_like
+from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.processor import instruction_set, processor_name
 from mimi_export.runtime.session import GraphSession
@@ -88,10 +89,10 @@ class GoldenResult:
         if not self.snr_db >= self.snr_least:
             wanted = f"(wanted {self.snr_least:g} dB)"
             wrong.append(f"{manifest.spec('decoder').file_name} gives the golden audio at {self.level} {wanted}")
-        return f"does not compute here what it should: {' and '.join(wrong)}; {_cause(manifest)}"
+        return f"does not compute here what it should: {' and '.join(wrong)}; {cause(manifest)}"
 
 
-def _cause(manifest: Manifest) -> str:
+def cause(manifest: Manifest) -> str:
     """What is to blame where files have the right hashes and give something else."""
     has = instruction_set()
     place = f"onnxruntime {ort.__version__} on {processor_name()}{f' ({has})' if has else ''}"
@@ -119,8 +120,8 @@ def _record(directory: Path, manifest: Manifest) -> dict[str, Array]:
     seconds = max(1, round(SECONDS * geometry.sampling_rate / unit)) * unit / geometry.sampling_rate
     sound = speech_like(seconds, SEED, geometry.sampling_rate)
     audio = np.rint(sound * 32767).astype(np.int16)
-    codes = _run(GraphSession(directory / encoder.file_name, encoder), _samples(audio), geometry.frame_size)
-    decoded = _run(GraphSession(directory / decoder.file_name, decoder), codes, 1)
+    codes = run_calls(GraphSession(directory / encoder.file_name, encoder), samples_of(audio), geometry.frame_size)
+    decoded = run_calls(GraphSession(directory / decoder.file_name, decoder), codes, 1)
     return {"audio": audio, "codes": codes[0].astype(np.int32), "decoded": decoded[0, 0]}
 
 
@@ -132,7 +133,7 @@ def copy_golden(parent: Artifact, directory: Path) -> None:
         GraphError: the parent has none, and its graphs do not load or fail.
     """
     if GOLDEN_NAME in parent.manifest.files and _recorded_from(parent) is not None:
-        _read(parent)
+        read_golden(parent)
         (directory / GOLDEN_NAME).write_bytes((parent.path / GOLDEN_NAME).read_bytes())
         return
     tensors = _record(parent.path, parent.manifest)
@@ -150,15 +151,15 @@ def replay_golden(artifact: Artifact) -> GoldenResult:
             products that saturate on some processors.
     """
     manifest, geometry = artifact.manifest, artifact.geometry
-    golden = _read(artifact)
+    golden = read_golden(artifact)
     codes_least, snr_least = least(manifest)
     if manifest.precision == "int8":
         check_artifact(artifact)
     audio, expected, decoded = golden["audio"], golden["codes"].astype(np.int64), golden["decoded"]
-    codes = _run(_session(artifact, "encoder"), _samples(audio), geometry.frame_size)
-    found = _run(_session(artifact, "decoder"), expected[None], 1)
+    codes = run_calls(_session(artifact, "encoder"), samples_of(audio), geometry.frame_size)
+    found = run_calls(_session(artifact, "decoder"), expected[None], 1)
     equal = float((codes[0] == expected).mean())
-    level = _snr_db(decoded, found[0, 0])
+    level = snr_db(decoded, found[0, 0])
     return GoldenResult(expected.shape[1], equal, codes_least, level, snr_least, _recorded_from(artifact))
 
 
@@ -194,8 +195,8 @@ def verify_variant(directory: Path) -> None:
             raise ArtifactError(f"{manifest.name} {result.missed(manifest)}")
         return
     samples = np.zeros((1, 1, artifact.geometry.frame_size * (manifest.shape.frames_per_call or 1)), np.float32)
-    codes = _run(_session(artifact, "encoder"), samples, artifact.geometry.frame_size)
-    audio = _run(_session(artifact, "decoder"), codes, 1)
+    codes = run_calls(_session(artifact, "encoder"), samples, artifact.geometry.frame_size)
+    audio = run_calls(_session(artifact, "decoder"), codes, 1)
     if audio.shape != samples.shape or not np.isfinite(audio).all():
         raise ArtifactError(f"{manifest.name} gives {list(codes.shape)} codes and audio of shape {list(audio.shape)}")
 
@@ -218,10 +219,12 @@ def verify_batch(directory: Path) -> None:
 
 
 def _session(artifact: Artifact, kind: GraphKind) -> GraphSession:
+    check_graph_file(artifact.graph_path(kind))
     return GraphSession(artifact.graph_path(kind), artifact.spec(kind))
 
 
-def _read(artifact: Artifact) -> dict[str, Array]:
+def read_golden(artifact: Artifact) -> dict[str, Array]:
+    """The clip's tensors; `ArtifactError` where it is missing, damaged or does not fit the variant."""
     path = artifact.path / GOLDEN_NAME
     if not path.is_file() or GOLDEN_NAME not in artifact.manifest.files:
         raise ArtifactError(f"{artifact.path} has no golden clip ({GOLDEN_NAME}); export it again with this program")
@@ -247,15 +250,16 @@ def _recorded_from(artifact: Artifact) -> str | None:
         with safe_open(artifact.path / GOLDEN_NAME, "np") as file:
             return (file.metadata() or {}).get(RECORDED_FROM)
     except SafetensorError:
-        return None  # `_read` says so in words
+        return None  # `read_golden` says so in words
 
 
-def _samples(audio: Array) -> Array:
+def samples_of(audio: Array) -> Array:
+    """The clip's audio as an encoder takes it."""
     samples: Array = audio.astype(np.float32)[None, None] / np.float32(32768)
     return samples
 
 
-def _run(graph: GraphSession, data: Array, unit: int) -> Array:
+def run_calls(graph: GraphSession, data: Array, unit: int) -> Array:
     """All of `data` `[1, C, n]` through a new stream of `graph`, one frame a call (or what the graph is fixed to).
 
     A graph of a fixed batch gets the same in every row, and its first row counts.
@@ -292,6 +296,7 @@ def _present_shape(spec: GraphSpec, name: str, before: tuple[int, ...]) -> list[
     return [dim if isinstance(dim, int) or dim in (PAST, PRESENT) else before[axis] for axis, dim in enumerate(shape)]
 
 
-def _snr_db(reference: Array, result: Array) -> float:
+def snr_db(reference: Array, result: Array) -> float:
+    """How near a result is to what it should be."""
     wanted = reference.astype(np.float64)
     return decibels(float(np.square(wanted).sum()), float(np.square(result - wanted).sum()))

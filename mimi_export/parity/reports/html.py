@@ -53,8 +53,9 @@ def _verdict(run: ParityRun) -> str:
     items = "".join(f"<li>{_text(line)}</li>" for line in run.problems)
     words = "Every budget is met." if run.passed else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
+    cautions = "".join(f'<p class="caution">{_text(line)}</p>\n' for line in tables.cautions(run))
     return (
-        "<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n"
+        f"<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n{cautions}"
         f'<div class="verdict {"good" if run.passed else "bad"}">'
         f"<strong>{_text(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
     )

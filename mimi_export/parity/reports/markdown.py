@@ -10,6 +10,7 @@ from mimi_export.parity.results import ParityRun
 def to_text(run: ParityRun) -> str:
     """`report.md` as text."""
     parts = [f"# Parity: {tables.verdict(run)}"]
+    parts += [f"> **{line}**" for line in tables.cautions(run)]
     if found := run.problems:
         parts.append("\n".join(f"- **{line}**" for line in found))
     if run.reports:

@@ -48,6 +48,12 @@ def verdict(run: ParityRun) -> str:
     return ", ".join(parts)
 
 
+def cautions(run: ParityRun) -> list[str]:
+    """What stands above everything else: weights that are no whole Mimi's."""
+    found = dict.fromkeys((report.manifest.source.model, report.manifest.source.caution) for report in run.reports)
+    return [f"{model}: {caution}" for model, caution in found if caution]
+
+
 def quality(run: ParityRun) -> Table:
     """How near each variant is on its first clip; codes of all clips. The two spectral distances are end to end."""
     rows = []

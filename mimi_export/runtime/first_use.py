@@ -1,0 +1,77 @@
+"""The first use of a graph on a machine: is the file harmless, and does it compute here what it should?
+
+A processor or an onnxruntime that computes something else says nothing. So before a stream is made, one call of the
+golden clip is replayed, and what is grossly wrong is refused; `mimi-export verify` replays all of it. That it was right
+is kept for the file as it is, this processor and this onnxruntime, so that it costs a call only once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from mimi_export.contract.directory import Artifact
+from mimi_export.contract.files import cache_root
+from mimi_export.contract.spec import GraphKind
+from mimi_export.errors import ParityError
+from mimi_export.runtime.graph_file import check_graph_file
+from mimi_export.runtime.processor import fingerprint
+from mimi_export.runtime.session import GraphSession
+
+FOLDER = "first-use"
+# Of the codes of one call, and of its audio in dB: rounding to 8 bits leaves 0.7 and 33 at least, sums that saturate
+# 0.17 and 9.
+LEAST_EQUAL, LEAST_DB = 0.3, 20.0
+
+
+def open_checked(artifact: Artifact, kind: GraphKind, open_graph: Callable[[], GraphSession]) -> GraphSession:
+    """Open a graph, and check file and result where that was not done on this machine.
+
+    Raises:
+        GraphError: the file is damaged, wants what no graph of ours does, or does not load.
+        ParityError: it computes something else than where it was made.
+    """
+    path = artifact.graph_path(kind)
+    stamp = cache_root() / FOLDER / _name(artifact, path)
+    if stamp.exists():
+        return open_graph()
+    check_graph_file(path)
+    graph = open_graph()
+    _compare(artifact, graph)
+    try:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    except OSError:
+        pass  # a cache that cannot be written: the next process looks again
+    return graph
+
+
+def _name(artifact: Artifact, path: Path) -> str:
+    facts, entry = path.stat(), artifact.manifest.files[path.name]
+    what = f"{entry.sha256} {facts.st_size} {facts.st_mtime_ns} {ort.__version__} {fingerprint()}"
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def _compare(artifact: Artifact, graph: GraphSession) -> None:
+    """Replay the first call of the golden clip; nothing where an older variant has none."""
+    from mimi_export.runtime import golden  # it needs safetensors, the rest of the runtime does not
+
+    if golden.GOLDEN_NAME not in artifact.manifest.files:
+        return
+    clip, size = golden.read_golden(artifact), artifact.geometry.frame_size
+    frames = graph.spec.shape.frames_per_call or 1
+    if graph.spec.kind == "encoder":
+        codes = golden.run_calls(graph, golden.samples_of(clip["audio"][: frames * size]), size)
+        right = float((codes[0] == clip["codes"][:, :frames]).mean())
+        wrong = None if right >= LEAST_EQUAL else f"{100 * right:.0f} % of the codes"
+    else:
+        audio = golden.run_calls(graph, clip["codes"][None, :, :frames].astype(np.int64), 1)
+        level = golden.snr_db(clip["decoded"][: frames * size], audio[0, 0])
+        wrong = None if level >= LEAST_DB else f"audio of {level:.0f} dB"
+    if wrong:
+        cause = golden.cause(artifact.manifest)
+        raise ParityError(f"{graph.path} gives {wrong} of its golden clip's beginning here; {cause}")
