@@ -31,18 +31,15 @@ def house(tiny_variant, tiny_checkpoint, tmp_path, monkeypatch):
     template = tiny_variant()
     log: list[str] = []
 
-    def export(checkpoint, path, num_codebooks, *, name, force, **options):
+    def export(checkpoint, path, *, shape, name, progress):
         log.append(f"export {name}")
-        if path.exists():
-            assert force
-            shutil.rmtree(path)
-        shutil.copytree(template, path)
+        shutil.copytree(template, path, dirs_exist_ok=True)
 
     def load(model, revision):
         log.append(f"load {model}")
         return Checkpoint(house.model, tiny_checkpoint.geometry, model, revision or "r1")
 
-    def convert(parent, path, options, *, force, progress):
+    def convert(parent, path, *, options, name, progress):
         log.append(f"convert {parent.name}")
         shutil.copytree(parent, path, dirs_exist_ok=True)
 
@@ -167,8 +164,20 @@ def test_a_variant_is_good_only_after_its_check(house):
 
     with pytest.raises(ParityError):
         house(check=bad)
+    assert [path.name for path in house.path.iterdir()] == [".build"], "nothing that looks finished"
+    assert house()[0].reused is False
     assert house(check=good)[0].reused is True  # made before, checked now
     assert house.log == ["load model-a", "check first"]
+    before = (house.path / "first").stat().st_ino
+    with pytest.raises(ParityError):
+        house(check=bad, force=True)
+    assert (house.path / "first").stat().st_ino == before, "what was good stays"
+    assert house(check=good)[0].reused is False
+    house(check=None, force=True)
+    with pytest.raises(ParityError):
+        house(check=bad)
+    assert not (house.path / "first").exists()
+    house(check=good)
     house(check=bad)  # found good already
     assert house.log == ["load model-a"]
     house(check=good, force=True)

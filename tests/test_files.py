@@ -2,10 +2,13 @@
 
 import errno
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
 
+from mimi_export.contract import files
 from mimi_export.contract.files import atomic_directory, atomic_file, sha256
 from mimi_export.errors import OutputError
 
@@ -204,3 +207,82 @@ def test_sha256_over_block_borders(tmp_path, size):
     content = bytes(i % 251 for i in range(size))
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+# --- remains of killed runs, and two runs at once
+
+
+def remains(folder: Path, age: float) -> list[Path]:
+    """What a killed run leaves for `out`, and things that are somebody's own."""
+    made = [folder / ".out.0123abcd", folder / ".out.0123abcd.wav", folder / ".out.0123abce"]
+    mine = [folder / ".out.notes", folder / ".other.0123abcd", folder / "out.0123abcd"]
+    made[2].mkdir()
+    (made[2] / "graph.onnx").write_text("half")
+    for path in (*made[:2], *mine):
+        path.write_text("x")
+    for path in (*made, *mine, made[2] / "graph.onnx"):
+        os.utime(path, (time.time() - age,) * 2)
+    return mine
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_directory])
+def test_remains_of_dead_runs_are_cleared_after_a_day(tmp_path, write):
+    mine = remains(tmp_path, 25 * 3600)
+    with write(tmp_path / "out"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *mine])
+
+
+def test_remains_of_today_and_what_is_still_written_to_are_kept(tmp_path):
+    remains(tmp_path, 3600)
+    old = tmp_path / ".out.0123abce"
+    os.utime(old, (time.time() - 1e6,) * 2)  # an old directory with a new file in it
+    before = set(tmp_path.iterdir())
+    with atomic_file(tmp_path / "out"):
+        pass
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "out"}
+
+
+def test_an_old_directory_without_a_new_one_is_kept(tmp_path):
+    """Killed between the two renames: it is all that there is."""
+    old = tmp_path / ".out.0123abcd.old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    with pytest.raises(ValueError, match="broken"), atomic_directory(tmp_path / "out"):
+        raise ValueError("broken")
+    assert old.exists()
+    for _ in range(2):
+        with atomic_directory(tmp_path / "out", force=True, marker="x") as directory:
+            (directory / "x").touch()
+    assert not old.exists()
+
+
+def test_two_runs_to_one_directory(tmp_path):
+    """The first to finish stays; with `force` the last does. Either is whole, and nothing else is left."""
+    for force, wanted in ((False, "first"), (True, "second")):
+        target = tmp_path / f"out{force}"
+
+        def second(target=target, force=force):
+            with atomic_directory(target, force, "name") as directory:
+                (directory / "name").write_text("second")
+                with atomic_directory(target, force, "name") as other:
+                    (other / "name").write_text("first")
+
+        if force:
+            second()
+        else:
+            with pytest.raises(OutputError, match="exists already"):
+                second()
+        assert (target / "name").read_text() == wanted
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_directory_that_appears_at_the_last_moment_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "refuse_taken", lambda *_: None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "name").write_text("first")
+    with pytest.raises(OutputError, match="was written by another run meanwhile; that one is kept"):
+        with atomic_directory(tmp_path / "out") as directory:
+            (directory / "name").write_text("second")
+    assert (tmp_path / "out" / "name").read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 1

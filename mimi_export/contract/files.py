@@ -1,17 +1,21 @@
 """Outputs that are either complete or absent: files and directories written beside their place, then renamed.
 
 A rename inside one file system is atomic, so whoever reads the target sees the old content or the whole new one.
-What this cannot do: clean up after a process that is killed outright (`SIGKILL`); the remains are hidden files
-whose name begins with a dot and the target's name, and they never block a later run.
+A process that is killed outright (`SIGKILL`) leaves hidden files or directories, whose name begins with a dot and the
+target's name. They block nothing, and the next run with that target removes those that a day has passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +23,9 @@ from pathlib import Path
 from mimi_export.errors import MimiExportError, OutputError
 
 BLOCK_BYTES = 1 << 20
+ABANDONED_SECONDS = 86_400.0  # since remains were last written to: their process is gone
 DIRECTORY_MARKER = "manifest.json"
+OLD = ".old"  # ends the name of a directory that makes place for a new one
 _OUTPUT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -40,6 +46,7 @@ def atomic_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[P
     """
     shown, target = Path(path), Path(path).resolve()
     _refuse_file(shown, target, force)
+    _clear_remains(target)
     temporary = _temporary(target, target.suffix)
     with _output_errors(shown):
         temporary.touch(exist_ok=False)
@@ -71,6 +78,7 @@ def atomic_directory(
     """
     shown, target = Path(path), Path(path).resolve()
     refuse_taken(shown, force, marker)
+    _clear_remains(target)
     temporary = _temporary(target)
     with _output_errors(shown):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +87,7 @@ def atomic_directory(
         with _output_errors(shown):
             yield temporary
             refuse_taken(shown, force, marker)
-            _swap_directory(temporary, target)
+            _swap_directory(temporary, target, force, shown)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already on success; else the first error matters
 
@@ -122,6 +130,17 @@ def _temporary(target: Path, suffix: str = "") -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
 
 
+def _clear_remains(target: Path) -> None:
+    """Remove what runs left that were killed while they wrote this target; what made place only where there is one."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}(\.[^.]*)?")
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if pattern.fullmatch(path.name) and (path.suffix != OLD or target.exists()):
+            with contextlib.suppress(OSError):  # another run took it
+                newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
+                if time.time() - newest > ABANDONED_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def _refuse_file(shown: Path, target: Path, force: bool) -> None:
     if target.is_dir():
         raise OutputError(f"{shown} is a directory, expected the name of a file to write")
@@ -133,19 +152,20 @@ def _refuse_file(shown: Path, target: Path, force: bool) -> None:
         raise OutputError(f"cannot write {shown}: there is no directory {shown.parent}; create it first")
 
 
-def _swap_directory(new: Path, target: Path) -> None:
-    if not target.exists():
-        new.replace(target)
-        return
-    old = _temporary(target, ".old")
-    target.replace(old)
+def _swap_directory(new: Path, target: Path, force: bool, shown: Path) -> None:
+    old = _temporary(target, OLD)
     try:
-        new.replace(target)
+        with contextlib.suppress(FileNotFoundError):
+            if force:
+                target.replace(old)
+        new.replace(target)  # also over an empty directory
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.exists():
+            raise OutputError(f"{shown} was written by another run meanwhile; that one is kept") from error
+        raise
     finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.replace(target)
+        if old.exists():
+            shutil.rmtree(old, ignore_errors=True) if target.exists() else old.replace(target)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +24,12 @@ from typing import Any
 
 from mimi_export import __file__ as package_file
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.files import atomic_file, is_taken, sha256
+from mimi_export.contract.files import atomic_directory, atomic_file, is_taken, sha256
 from mimi_export.contract.manifest import FORMAT_VERSION, MANIFEST_NAME
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
 from mimi_export.contract.records import plain
-from mimi_export.errors import ArtifactError, ConfigError, OutputError
+from mimi_export.errors import ArtifactError, ConfigError, OutputError, ParityError
 from mimi_export.export.convert import convert
 from mimi_export.export.variant import export_variant, tool_versions
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
@@ -71,8 +72,8 @@ def build(
         model: take the weights from here, whatever the configurations say.
         revision: of `model`.
         force: build again even what is unchanged, and replace directories that were not made here.
-        check: called with each variant that was not found good before; raises if it is not good. The variant then
-            stays where it is for inspection, but is not marked as built.
+        check: called with each variant that was not found good before, under a hidden name; raises if it is not good.
+            Nothing of it is left then, and what lay there before stays.
         progress: told of each step.
         load: how a checkpoint is loaded from model and revision.
 
@@ -93,23 +94,31 @@ def build(
         make: Callable[..., object]
         if isinstance(recipe, ExportRecipe):
             checkpoint, inputs = weights.get(recipe)
-            make = partial(export_variant, checkpoint, target.path, recipe.shape, name=variant.name)
+            make = partial(export_variant, checkpoint, shape=recipe.shape, name=variant.name)
         else:
             parent = targets[recipe.parent].path
             inputs = {"parent": sha256(parent / MANIFEST_NAME)}
-            make = partial(convert, parent, target.path, recipe.options)
+            make = partial(convert, parent, options=recipe.options, name=variant.name)
         fingerprint = _fingerprint(variant, inputs)
         reused = not force and target.is_unchanged(fingerprint)
         if reused:
             progress(f"{variant.name}: unchanged")
+            if check is not None and not target.is_checked():
+                progress(f"{variant.name}: checking")
+                try:
+                    check(variant, target.path)
+                except ParityError:
+                    shutil.rmtree(target.path)
+                    raise
+                target.stamp(fingerprint, checked=True)
         else:
             target.stamp(fingerprint)  # claims the place before anything appears there
-            make(force=True, progress=partial(_tell, progress, variant.name))
-            target.stamp(fingerprint, checked=False)
-        if check is not None and not target.is_checked():
-            progress(f"{variant.name}: checking")
-            check(variant, target.path)
-            target.stamp(fingerprint, checked=True)
+            with atomic_directory(target.path, force=True) as directory:
+                make(directory, progress=partial(_tell, progress, variant.name))
+                if check is not None:
+                    progress(f"{variant.name}: checking")
+                    check(variant, directory)
+            target.stamp(fingerprint, checked=check is not None)
         built.append(Built(variant.name, target.path, reused))
     return built
 

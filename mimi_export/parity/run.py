@@ -125,7 +125,10 @@ class ParityGate:
             load=self._load,
         )
         if run.problems:
-            raise ParityError(f"{path} is built but not good: {'; '.join(run.problems)}")
+            raise ParityError(
+                f"{variant.name} is not good, so nothing is kept of it (--no-check keeps it to look at): "
+                f"{'; '.join(run.problems)}"
+            )
 
     def _export_recipe(self, variant: Variant) -> ExportRecipe:
         """Of the variant itself, or of the fp32 one that it was converted from."""
