@@ -21,7 +21,8 @@ from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.precision import Fp16Options, Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.export.convert import convert
-from mimi_export.runtime.golden import GOLDEN_NAME, least, replay_golden
+from mimi_export.runtime.golden import least, replay_golden
+from mimi_export.runtime.replay import GOLDEN_NAME
 
 NO_TORCH = """
 import sys
@@ -153,7 +154,7 @@ def test_a_graph_that_saturates_everywhere_alike_is_found(converted, tiny_varian
         ir.save(model, bad / f"{kind}_model.onnx")
     write_manifest(bad, load_artifact_without_files(bad))
     for has, words in (("avx2", ("(avx2)", "no VNNI", "fp32 or fp16")), ("avx-vnni", ("computes it wrongly",))):
-        monkeypatch.setattr("mimi_export.runtime.golden.instruction_set", lambda has=has: has)
+        monkeypatch.setattr("mimi_export.runtime.replay.instruction_set", lambda has=has: has)
         assert main(["verify", str(bad)]) == 1
         shown = capsys.readouterr()
         assert "NOT as it should be" in shown.out

@@ -20,6 +20,7 @@ from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ParityError
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.processor import fingerprint
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, run_calls, samples_of, snr_db
 from mimi_export.runtime.session import GraphSession
 
 FOLDER = "first-use"
@@ -58,20 +59,17 @@ def _name(artifact: Artifact, path: Path) -> str:
 
 def _compare(artifact: Artifact, graph: GraphSession) -> None:
     """Replay the first call of the golden clip; nothing where an older variant has none."""
-    from mimi_export.runtime import golden  # it needs safetensors, the rest of the runtime does not
-
-    if golden.GOLDEN_NAME not in artifact.manifest.files:
+    if GOLDEN_NAME not in artifact.manifest.files:
         return
-    clip, size = golden.read_golden(artifact), artifact.geometry.frame_size
+    clip, size = read_golden(artifact), artifact.geometry.frame_size
     frames = graph.spec.shape.frames_per_call or 1
     if graph.spec.kind == "encoder":
-        codes = golden.run_calls(graph, golden.samples_of(clip["audio"][: frames * size]), size)
+        codes = run_calls(graph, samples_of(clip["audio"][: frames * size]), size)
         right = float((codes[0] == clip["codes"][:, :frames]).mean())
         wrong = None if right >= LEAST_EQUAL else f"{100 * right:.0f} % of the codes"
     else:
-        audio = golden.run_calls(graph, clip["codes"][None, :, :frames].astype(np.int64), 1)
-        level = golden.snr_db(clip["decoded"][: frames * size], audio[0, 0])
+        audio = run_calls(graph, clip["codes"][None, :, :frames].astype(np.int64), 1)
+        level = snr_db(clip["decoded"][: frames * size], audio[0, 0])
         wrong = None if level >= LEAST_DB else f"audio of {level:.0f} dB"
     if wrong:
-        cause = golden.cause(artifact.manifest)
-        raise ParityError(f"{graph.path} gives {wrong} of its golden clip's beginning here; {cause}")
+        raise ParityError(f"{graph.path} gives {wrong} of its golden clip's beginning here; {cause(artifact.manifest)}")

@@ -13,9 +13,7 @@ onnxruntime. The files' hashes say that the graphs are the same; this says that 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +21,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from mimi_export.contract.decibels import decibels
 from mimi_export.contract.directory import Artifact, load_artifact, load_batch
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.recipes import ExportRecipe, find_recipe
-from mimi_export.contract.spec import GRAPH_KINDS, PAST, PRESENT, GraphKind, GraphSpec
-from mimi_export.errors import ArtifactError, GraphError
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.errors import ArtifactError
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.integers import check_artifact
-from mimi_export.runtime.processor import instruction_set, processor_name
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, read_tensors, run_calls, samples_of, snr_db
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.state import StreamState
 
-GOLDEN_NAME = "golden.safetensors"
 SECONDS = 3.0
 SEED = 7
 RECORDED_FROM = "recorded_from"  # key of the file's metadata: the name of the variant whose graphs were run
@@ -47,7 +41,6 @@ RECORDED_FROM = "recorded_from"  # key of the file's metadata: the name of the v
 # fp32 leaves 110 dB between processors; the codes' margin is for near ties, which take later levels with them. fp16
 # leaves 60 dB, int8 33 and more; 8-bit products that saturate leave 9 dB and 17 % of the codes.
 TOLERANCES = {"fp32": (0.97, 80.0), "fp16": (0.9, 50.0), "int8": (0.5, 20.0)}
-SATURATING = ("sse4.1", "avx2", "avx512")  # instruction sets that add pairs of 8-bit products in 16 bits
 SLACK_DB = 3.0  # a recipe's budget is for longer clips than this one
 
 Array = npt.NDArray[Any]
@@ -90,18 +83,6 @@ class GoldenResult:
             wanted = f"(wanted {self.snr_least:g} dB)"
             wrong.append(f"{manifest.spec('decoder').file_name} gives the golden audio at {self.level} {wanted}")
         return f"does not compute here what it should: {' and '.join(wrong)}; {cause(manifest)}"
-
-
-def cause(manifest: Manifest) -> str:
-    """What is to blame where files have the right hashes and give something else."""
-    has = instruction_set()
-    place = f"onnxruntime {ort.__version__} on {processor_name()}{f' ({has})' if has else ''}"
-    if manifest.precision.startswith("int8") and has in SATURATING:
-        return (
-            f"the files are as published, so the cause is {place}, which has no VNNI and may saturate sums of 8-bit "
-            "products; use the fp32 or fp16 variant here, or convert it again with this program"
-        )
-    return f"either the variant is bad or {place} computes it wrongly: try another version, or export it again"
 
 
 def write_golden(directory: Path, manifest: Manifest) -> None:
@@ -223,80 +204,5 @@ def _session(artifact: Artifact, kind: GraphKind) -> GraphSession:
     return GraphSession(artifact.graph_path(kind), artifact.spec(kind))
 
 
-def read_golden(artifact: Artifact) -> dict[str, Array]:
-    """The clip's tensors; `ArtifactError` where it is missing, damaged or does not fit the variant."""
-    path = artifact.path / GOLDEN_NAME
-    if not path.is_file() or GOLDEN_NAME not in artifact.manifest.files:
-        raise ArtifactError(f"{artifact.path} has no golden clip ({GOLDEN_NAME}); export it again with this program")
-    try:
-        golden = load_file(path)
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is damaged: {str(error).splitlines()[0]}; download or export it again") from error
-    shapes = {name: array.shape for name, array in golden.items()}
-    frames = len(golden["audio"]) // artifact.geometry.frame_size if "audio" in golden else 0
-    wanted = {
-        "audio": (frames * artifact.geometry.frame_size,),
-        "codes": (artifact.manifest.shape.num_codebooks, frames),
-        "decoded": (frames * artifact.geometry.frame_size,),
-    }
-    if shapes != wanted or frames == 0:
-        text = json.dumps({name: list(shape) for name, shape in sorted(shapes.items())})
-        raise ArtifactError(f"{path} holds {text}, which does not fit the variant; export it again")
-    return golden
-
-
 def _recorded_from(artifact: Artifact) -> str | None:
-    try:
-        with safe_open(artifact.path / GOLDEN_NAME, "np") as file:
-            return (file.metadata() or {}).get(RECORDED_FROM)
-    except SafetensorError:
-        return None  # `read_golden` says so in words
-
-
-def samples_of(audio: Array) -> Array:
-    """The clip's audio as an encoder takes it."""
-    samples: Array = audio.astype(np.float32)[None, None] / np.float32(32768)
-    return samples
-
-
-def run_calls(graph: GraphSession, data: Array, unit: int) -> Array:
-    """All of `data` `[1, C, n]` through a new stream of `graph`, one frame a call (or what the graph is fixed to).
-
-    A graph of a fixed batch gets the same in every row, and its first row counts.
-    """
-    rows = graph.spec.shape.rows or 1
-    state = StreamState(graph, rows)
-    calls = _calls(graph.spec, np.repeat(data, rows, axis=0), unit)
-    return np.concatenate([_checked(state, graph.spec, call)[:1] for call in calls], axis=2)
-
-
-def _calls(spec: GraphSpec, data: Array, unit: int) -> Iterator[Array]:
-    size = unit * (spec.shape.frames_per_call or 1)
-    for start in range(0, data.shape[2], size):
-        yield np.ascontiguousarray(data[..., start : start + size])
-
-
-def _checked(state: StreamState, spec: GraphSpec, call: Array) -> Array:
-    before = {name: array.shape for name, array in state.snapshot().items()}
-    output = state.step(call)
-    for name, array in state.snapshot().items():
-        wanted = _present_shape(spec, name, before[name])
-        fits = len(wanted) == array.ndim and all(
-            dim == real if isinstance(dim, int) else real >= before[name][axis]
-            for axis, (dim, real) in enumerate(zip(wanted, array.shape, strict=True))
-        )
-        if not fits:
-            raise GraphError(f"{spec.file_name}: present_{name} has shape {list(array.shape)}, expected {wanted}")
-    return output
-
-
-def _present_shape(spec: GraphSpec, name: str, before: tuple[int, ...]) -> list[int | str]:
-    """The contract's shape of a state after a call of one stream; a free length may only grow."""
-    shape = spec.state(name).present_shape
-    return [dim if isinstance(dim, int) or dim in (PAST, PRESENT) else before[axis] for axis, dim in enumerate(shape)]
-
-
-def snr_db(reference: Array, result: Array) -> float:
-    """How near a result is to what it should be."""
-    wanted = reference.astype(np.float64)
-    return decibels(float(np.square(wanted).sum()), float(np.square(result - wanted).sum()))
+    return read_tensors(artifact.path / GOLDEN_NAME)[1].get(RECORDED_FROM)
