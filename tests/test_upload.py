@@ -330,7 +330,7 @@ def test_a_long_pause_is_refused(published, hub, cli, headers):
 
 def test_redirects_in_a_circle_end(published, hub, cli):
     hub.fault("GET", "/api/models/", status=302, headers={"Location": f"/api/models/{REPO}"}, times=1000)
-    code, _, error = cli(*command(published))
+    code, _, error = cli(*command(published, "--yes"))
     assert code == 11
     assert "redirect" in error.lower()
 
