@@ -296,9 +296,9 @@ def test_refused_blocks(tmp_path):
             writer.write(block)
 
     assert message(lambda: write(np.zeros((2, 3), np.float32))) == (
-        "audio to write is float32 [2, 3], expected float32 [samples]"
+        "audio to write is float32 [2, 3], expected float32 [1, samples]"
     )
-    assert message(lambda: write(np.zeros(3))) == "audio to write is float64 [3], expected float32 [samples]"
+    assert message(lambda: write(np.zeros(3))) == "audio to write is float64 [3], expected float32 [1, samples]"
     bad = np.zeros(100, np.float32)
     bad[24] = np.nan
     assert message(lambda: write(bad)) == (
