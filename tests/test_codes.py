@@ -141,6 +141,16 @@ def test_existing_output(tmp_path):
     np.testing.assert_array_equal(read_codes(path).codes, some_codes())
 
 
+@pytest.mark.parametrize("extension", [".safetensors", ".npz"])
+def test_channels_are_rows(tmp_path, extension):
+    codes = np.random.default_rng(3).integers(0, 2048, (2, 8, 20))
+    with CodesWriter(tmp_path / f"stereo{extension}") as writer:
+        for start in range(0, 20, 3):
+            writer.append(codes[:, :, start : start + 3])
+    assert writer.num_frames == 20
+    np.testing.assert_array_equal(read_codes(tmp_path / f"stereo{extension}").codes, codes)
+
+
 def test_writer_refuses_bad_chunks(tmp_path):
     def append(*chunks):
         with CodesWriter(tmp_path / "codes.npz") as writer:
@@ -149,7 +159,7 @@ def test_writer_refuses_bad_chunks(tmp_path):
 
     assert message(lambda: append([1, 2])) == "codes are int64 [2], expected integers of shape [codebooks, n]"
     assert message(lambda: append([[1.0]])) == "codes are float64 [1, 1], expected integers of shape [codebooks, n]"
-    assert message(lambda: append([[1], [2]], [[1]])) == "codes have 1 codebooks, expected 2"
+    assert message(lambda: append([[1], [2]], [[1]])) == "codes have [1, 1] channels and codebooks, expected [1, 2]"
     assert message(lambda: append([[3, -1]])) == "codes reach from -1 to 3, expected 0 or more"
     assert names(tmp_path) == []
 
@@ -161,8 +171,10 @@ def test_writing_refuses_bad_codes(tmp_path, extension):
         "codes are float32, expected one of int64, int32, uint32, int16, uint16, int8, uint8": np.zeros(
             (1, 2, 3), "f4"
         ),
-        "codes have shape [2, 3], expected [1, codebooks, frames]": np.zeros((2, 3), int),
-        "codes have shape [2, 3, 4], expected [1, codebooks, frames]": np.zeros((2, 3, 4), int),
+        "codes have shape [2, 3], expected [channels, codebooks, frames] with 1 to 64 channels": np.zeros((2, 3), int),
+        "codes have shape [65, 3, 4], expected [channels, codebooks, frames] with 1 to 64 channels": np.zeros(
+            (65, 3, 4), int
+        ),
         "codes have shape [1, 8, 0], expected at least one codebook and frame": np.zeros((1, 8, 0), int),
         "code -5 at codebook 1, frame 2 is negative": np.array([[[0, 1, 2], [3, 4, -5]]]),
     }

@@ -1,4 +1,4 @@
-"""`encode`, `decode` and `roundtrip`: files through the graphs of a variant, from the base install.
+"""`encode`, `decode` and `roundtrip`: files, folders and pipes through the graphs of a variant, from the base install.
 
 With `--json` each prints `command`, `input`, `output`, `variant`, `duration` (s), `samples`, `frames`,
 `num_codebooks`, `bitrate` (bit/s), `seconds` (work), `speed` (seconds of audio in a second), `clipped` (samples),
@@ -21,6 +21,7 @@ from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, Thre
 
 if TYPE_CHECKING:
     from mimi_export.cli.transfer import Job, Transfer
+    from mimi_export.media.sources import RawFormat
     from mimi_export.runtime import Codec
 
 NumCodebooks = Annotated[
@@ -32,10 +33,36 @@ Subtype = Annotated[
     typer.Option("--subtype", metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual]."),
 ]
 KeepPartial = Annotated[bool, typer.Option("--keep-partial", help="When interrupted, keep what is done until then.")]
-AudioIn = Annotated[Path, typer.Argument(metavar="IN", help="Audio in any format and rate that libsndfile reads.")]
-CodesIn = Annotated[Path, typer.Argument(metavar="IN", help="Codes: .safetensors or .npz.")]
-AudioOut = Annotated[Path, typer.Argument(metavar="OUT", help="Audio; the extension names the format (.wav, .flac …).")]
-CodesOut = Annotated[Path, typer.Argument(metavar="OUT", help="Codes: .safetensors or .npz.")]
+AudioIn = Annotated[
+    Path, typer.Argument(metavar="IN", help="Audio that libsndfile or ffmpeg reads, at any rate; - is standard input.")
+]
+CodesIn = Annotated[Path, typer.Argument(metavar="IN", help="Codes: .safetensors or .npz; - is standard input.")]
+AudioOut = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="Audio; the extension names the format (.wav, .flac …); - is standard output."),
+]
+CodesOut = Annotated[Path, typer.Argument(metavar="OUT", help="Codes: .safetensors or .npz; - is standard output.")]
+RawRate = Annotated[
+    int | None, typer.Option("--rate", metavar="HZ", help="Standard input is raw samples at this rate [default: WAV].")
+]
+OutRate = Annotated[
+    int | None, typer.Option("--rate", metavar="HZ", help="Sampling rate of OUT [default: the model's].")
+]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        "--channels",
+        metavar="N|separate",
+        help="Channels of raw input; `separate` codes each channel by itself, not their mean [N-separate: both].",
+    ),
+]
+RawForm = Annotated[str, typer.Option("--format", metavar="NAME", help="Raw samples are s16le or f32le.")]
+AudioForm = Annotated[
+    str, typer.Option("--format", metavar="NAME", help="What standard output gets: wav, s16le or f32le.")
+]
+CodesForm = Annotated[
+    str, typer.Option("--codes", metavar="NAME", help="Codes in a pipe: jsonl, u16 (frame after frame), safetensors.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,25 +77,45 @@ def encode(
     target: CodesOut,
     variant: Variant = DEFAULT_VARIANT,
     num_codebooks: NumCodebooks = None,
+    rate: RawRate = None,
+    channels: Channels = None,
+    form: RawForm = "s16le",
+    codes: CodesForm = "jsonl",
     threads: Threads = 1,
     provider: Provider = "cpu",
     keep_partial: KeepPartial = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Encode an audio file to codes, frame by frame, in memory that does not grow with the file.
+    """Encode audio to codes, frame by frame, in memory that does not grow with the input.
 
-    The audio is mixed to mono and resampled. OUT holds the tensor `codes`, [1, K, frames].
+    The audio is mixed to mono and resampled. OUT holds the tensor `codes`, [channels, K, frames]. Of a folder all audio
+    below it is encoded to a folder; what is done and unchanged is left alone.
 
     \b
       mimi-export encode speech.wav speech.safetensors
-      mimi-export encode music.mp3 music.npz --variant artifacts/streaming-16cb
+      mimi-export encode recordings/ codes/ --variant artifacts/ring-8cb
+      arecord -f S16_LE -r 16000 | mimi-export encode - - | mimi-export decode - - | aplay
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli import transfer
     from mimi_export.media.codes import CodesWriter
 
-    CodesWriter(target)  # an extension that it does not know is refused before anything loads
-    job = transfer.Job(source, target, num_codebooks, None, force, keep_partial)
+    raw, separate = _raw_input(source, rate, channels, form)
+    job = transfer.Job(
+        source,
+        target,
+        num_codebooks,
+        separate,
+        raw,
+        form=codes,
+        force=force,
+        keep_partial=keep_partial or _is_pipe(target),
+    )
+    if source.is_dir():
+        _run_folder("encode", job, variant, threads, provider, json)
+        return
+    if not _is_pipe(target):
+        CodesWriter(target)  # an extension that it does not know is refused before anything loads
     _run("encode", job, variant, threads, provider, transfer.encode, json)
 
 
@@ -77,33 +124,45 @@ def decode(
     target: AudioOut,
     variant: Variant = DEFAULT_VARIANT,
     num_codebooks: NumCodebooks = None,
+    rate: OutRate = None,
     subtype: Subtype = None,
+    form: AudioForm = "wav",
+    codes: CodesForm = "jsonl",
     threads: Threads = 1,
     provider: Provider = "cpu",
     keep_partial: KeepPartial = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Decode codes to an audio file of the length that was encoded.
+    """Decode codes to audio of the length that was encoded; a folder of codes to a folder of .wav files.
 
     \b
       mimi-export decode speech.safetensors speech-decoded.wav
-      mimi-export decode music.npz music-4.flac --num-codebooks 4
+      mimi-export decode music.npz music-4.flac --num-codebooks 4 --rate 48000
+      mimi-export decode - - --codes u16 --format s16le
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli import transfer
     from mimi_export.media.audio import AudioWriter
-    from mimi_export.media.codes import read_codes
 
-    AudioWriter(target, subtype=subtype)
-    file = read_codes(source)
+    job = transfer.Job(
+        source, target, num_codebooks, subtype=subtype, rate=rate, form=form, force=force,
+        keep_partial=keep_partial or _is_pipe(target),
+    )  # fmt: skip
+    if source.is_dir():
+        _run_folder("decode", job, variant, threads, provider, json)
+        return
+    if not _is_pipe(target):
+        AudioWriter(target, subtype=subtype)
+    file = None if _is_pipe(source) else transfer.open_codes(source)
 
     def work(codec: Codec, job: Job) -> Transfer:
-        made_by, here = file.metadata.model, codec.artifact.manifest.source.model
+        count = transfer.chosen_codebooks(codec, num_codebooks)
+        found = file or transfer.open_codes(source, codes, count)
+        made_by, here = found.metadata.model, codec.artifact.manifest.source.model
         if made_by not in (None, here):
             note(f"{source} was made with the model {made_by}, {variant} holds {here}; if they differ you hear noise")
-        return transfer.decode(codec, file, job)
+        return transfer.decode(codec, found, job)
 
-    job = transfer.Job(source, target, num_codebooks, subtype, force, keep_partial)
     _run("decode", job, variant, threads, provider, work, json)
 
 
@@ -112,6 +171,9 @@ def roundtrip(
     target: AudioOut,
     variant: Variant = DEFAULT_VARIANT,
     num_codebooks: NumCodebooks = None,
+    rate: RawRate = None,
+    channels: Channels = None,
+    form: RawForm = "s16le",
     subtype: Subtype = None,
     threads: Threads = 1,
     provider: Provider = "cpu",
@@ -119,18 +181,50 @@ def roundtrip(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Encode and decode an audio file in one go, to hear what a variant does to it.
+    """Encode and decode audio in one go, to hear what a variant does to it; raw input gives raw output of its rate.
 
     \b
       mimi-export roundtrip speech.wav speech-8.wav
       mimi-export roundtrip speech.wav speech-4.wav --num-codebooks 4
+      arecord -f S16_LE -r 16000 -t raw | mimi-export roundtrip - - --rate 16000 | aplay -f S16_LE -r 16000
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli import transfer
     from mimi_export.media.audio import AudioWriter
 
-    AudioWriter(target, subtype=subtype)
-    job = transfer.Job(source, target, num_codebooks, subtype, force, keep_partial)
+    raw, separate = _raw_input(source, rate, channels, form)
+    job = transfer.Job(
+        source, target, num_codebooks, separate, raw, subtype, rate, form if raw else "wav", force,
+        keep_partial or _is_pipe(target),
+    )  # fmt: skip
+    if not _is_pipe(target):
+        AudioWriter(target, subtype=subtype)
     _run("roundtrip", job, variant, threads, provider, transfer.roundtrip, json)
+
+
+def _is_pipe(path: Path) -> bool:
+    return path == Path("-")
+
+
+def _raw_input(source: Path, rate: int | None, channels: str | None, form: str) -> tuple[RawFormat | None, bool]:
+    """What raw standard input is, and whether channels are kept apart."""
+    from mimi_export.media.sources import RawFormat
+
+    number, _, separate = (channels or "").rpartition("-")
+    if separate != "separate":
+        number, separate = separate, ""
+    if number and not number.isdecimal():
+        raise typer.BadParameter(
+            f"{channels!r} is not a number, `separate` or such as `2-separate`", param_hint="--channels"
+        )
+    if rate is None:
+        if number or form != "s16le":
+            raise typer.BadParameter("raw samples need their rate, too", param_hint="--rate")
+        return None, bool(separate)
+    if not _is_pipe(source):
+        raise typer.BadParameter(
+            f"{source} says its rate itself; --rate is for raw samples from -", param_hint="--rate"
+        )
+    return RawFormat(rate, int(number or 1), form), bool(separate)
 
 
 def _run(
@@ -145,6 +239,9 @@ def _run(
     """Open the variant, do the work with progress, show what came of it."""
     from mimi_export.runtime import load
 
+    piped = _is_pipe(job.target)
+    if piped and json:
+        raise typer.BadParameter("standard output has the result already", param_hint="--json")
     codec = load(variant, threads, (provider,))
     with Steps() as steps:
         steps.step(f"{command}: loading {variant}")
@@ -154,7 +251,14 @@ def _run(
     bitrate = geometry.bitrate(transfer.num_codebooks)
     speed = duration / max(transfer.seconds, 1e-9)
     caution = codec.artifact.manifest.source.caution
-    if json:
+    if piped:
+        if caution:
+            note(caution)
+        note(
+            f"{duration:.2f} s, {transfer.frames} frames of {transfer.num_codebooks} codebooks, "
+            f"{transfer.clipped} samples clipped"
+        )
+    elif json:
         files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
         numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
         show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer), "caution": caution})
@@ -172,3 +276,29 @@ def _run(
     if transfer.partial:
         note(f"interrupted; {job.target} holds the first {duration:.2f} s of {job.source}")
         raise typer.Exit(INTERRUPTED)
+
+
+def _run_folder(command: str, job: Job, variant: Path, threads: int, provider: str, json: bool) -> None:
+    """All files below a folder, with one summary; the exit code is that of the first error."""
+    from mimi_export.cli import folders
+    from mimi_export.runtime import load
+
+    work = folders.plan(job, command)
+    codec = load(variant, threads, (provider,))
+    with Steps() as steps:
+        outcome = folders.run(codec, work, command, steps.advance)
+    numbers = {"done": len(outcome.done), "unchanged": outcome.unchanged, "failed": len(outcome.errors)}
+    duration = outcome.samples / codec.geometry.sampling_rate
+    speed = duration / max(outcome.seconds, 1e-9)
+    if json:
+        files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
+        errors = {str(path): str(error) for path, error in outcome.errors.items()}
+        show_json({"command": command, **files, **numbers, "duration": duration, "speed": speed, "errors": errors})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in numbers.items())
+        sound = f"{duration:.2f} s of sound, {speed:.1f} times real time"
+        show_rows(str(job.target), [("files", counts), ("duration", sound)])
+    for error in outcome.errors.values():
+        note(f"failed: {error}")
+    if outcome.errors:
+        raise typer.Exit(next(iter(outcome.errors.values())).exit_code)

@@ -1,12 +1,14 @@
-"""Files through a codec, block by block: audio to codes, codes to audio, audio to audio.
+"""Sound and codes through a codec, block by block: audio to codes, codes to audio, audio to audio.
 
-Memory does not grow with the file, except for the codes themselves (`CodesWriter`: 4 bytes each). Nothing is
-printed here. Errors are those of the readers and writers, and `CodesError` where more codebooks are asked for than
-there are or codes do not fit the variant.
+Each end is a file or a pipe. Memory does not grow with the input, except for the codes of a file (`CodesWriter`: 4
+bytes each). Nothing is printed here. Errors are those of the readers and writers, and `CodesError` where more
+codebooks are asked for than there are or codes do not fit the variant.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,28 +20,37 @@ import numpy.typing as npt
 
 from mimi_export.errors import CodesError
 from mimi_export.media.audio import AudioReader, AudioWriter
-from mimi_export.media.codes import CodesFile, CodesMetadata, CodesWriter
+from mimi_export.media.codes import Codes, CodesFile, CodesMetadata, CodesWriter, read_codes
+from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet, read_codes_pipe
+from mimi_export.media.resampling import Resampler
+from mimi_export.media.sources import PIPE, RawFormat
 from mimi_export.runtime import Codec
 from mimi_export.runtime.stream import check_codes
 
 BLOCK_FRAMES = 32  # frames decoded between two ticks
+SAFETENSORS = "safetensors"
 
 Tick = Callable[[float, float | None], None]  # (done, of how many)
 
 
 @dataclass(frozen=True)
 class Job:
-    """From which file to which, and how.
+    """From where to where, and how; `-` is standard input or output.
 
-    `num_codebooks` takes only the first ones, `subtype` is the encoding of written audio, `keep_partial` writes what
-    is done when the user interrupts. `tick` is told how many seconds of audio are done, and of how many where that is
-    known.
+    `num_codebooks` takes only the first ones, `separate` keeps channels apart, `raw` says what standard input is.
+    `subtype` is the encoding of a written audio file, `rate` its sampling rate (`None` is the model's), `form` what
+    audio or codes on standard input or output look like. `keep_partial` writes what is done when the user
+    interrupts. `tick` is told how many seconds of audio are done, and of how many where that is known.
     """
 
     source: Path
     target: Path
     num_codebooks: int | None = None
+    separate: bool = False
+    raw: RawFormat | None = None
     subtype: str | None = None
+    rate: int | None = None
+    form: str | None = None
     force: bool = False
     keep_partial: bool = False
     tick: Tick = lambda _done, _total: None
@@ -47,9 +58,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was done: `samples` at the model's rate, `frames`, `num_codebooks`; `seconds` of work without loading.
+    """What was done: `samples` of a channel at the model's rate, `frames`, `num_codebooks`; `seconds` without loading.
 
-    `clipped` counts samples beyond full scale in a written file, 0 where its encoding holds them. `partial` says that
+    `clipped` counts samples beyond full scale in written audio, 0 where its encoding holds them. `partial` says that
     the user interrupted.
     """
 
@@ -81,6 +92,38 @@ class _Clock:
         self.seconds = time.perf_counter() - begin
 
 
+class _AudioOut:
+    """Decoded sound on its way out: cut to the real samples, resampled, written."""
+
+    def __init__(self, writer: AudioWriter | AudioPipe, source_rate: int, target_rate: int, channels: int) -> None:
+        self.samples = 0  # at the model's rate
+        self.writer = writer
+        self._resampler = Resampler(source_rate, target_rate, channels)
+
+    def write(self, audio: npt.NDArray[np.float32], limit: int | None) -> None:
+        """Append `[channels, n]`, but no more than `limit` in all."""
+        audio = audio[:, : None if limit is None else max(0, limit - self.samples)]
+        self.samples += audio.shape[1]
+        self.writer.write(self._resampler.push(audio))
+
+    def finish(self) -> None:
+        """Write what the resampler holds."""
+        self.writer.write(self._resampler.flush())
+
+
+def open_codes(source: Path, form: str = "jsonl", num_codebooks: int = 1) -> CodesFile | CodesInlet:
+    """Codes of a file or of standard input, where a frame of bare numbers holds `num_codebooks`."""
+    if source != PIPE:
+        return read_codes(source)
+    if form != SAFETENSORS:
+        return read_codes_pipe(form, num_codebooks)
+    with tempfile.NamedTemporaryFile(suffix=f".{SAFETENSORS}") as file:
+        while block := sys.stdin.buffer.read(1 << 20):
+            file.write(block)
+        file.flush()
+        return read_codes(file.name)
+
+
 def chosen_codebooks(codec: Codec, num_codebooks: int | None) -> int:
     """How many codebooks of a variant to use: all of them, or the fewer that were asked for."""
     most = codec.artifact.manifest.shape.num_codebooks
@@ -90,66 +133,106 @@ def chosen_codebooks(codec: Codec, num_codebooks: int | None) -> int:
 
 
 def encode(codec: Codec, job: Job) -> Transfer:
-    """Encode an audio file to a file of codes."""
+    """Encode audio to codes."""
     count = chosen_codebooks(codec, job.num_codebooks)
     rate, frame_size = codec.geometry.sampling_rate, codec.geometry.frame_size
-    metadata = CodesMetadata(rate, frame_size, model=codec.artifact.manifest.source.model)
+    metadata = codes_metadata(codec)
     clock = _Clock()
-    with AudioReader(job.source, rate) as reader, CodesWriter(job.target, metadata, job.force) as writer:
-        stream = codec.encoder.stream()
+    with (
+        AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader,
+        _codes_out(job, metadata) as writer,
+    ):
+        stream = codec.encoder.stream(reader.rows or 1)
         with clock.run(lambda: job.keep_partial and writer.num_frames > 0):
             for block in reader:
-                writer.append(stream.push(block)[0, :count])
+                writer.append(stream.push(block)[:, :count])
                 job.tick(stream.num_samples / rate, reader.info.duration)
-            writer.append(stream.flush().codes[0, :count])
+            last = stream.flush().codes[:, :count]
+            writer.num_samples = stream.num_samples
+            writer.append(last)
         samples = writer.num_samples = min(stream.num_samples, writer.num_frames * frame_size)
-        return Transfer(samples, writer.num_frames, count, clock.seconds, 0, clock.interrupted)
+    return Transfer(samples, writer.num_frames, count, clock.seconds, 0, clock.interrupted)
 
 
-def decode(codec: Codec, file: CodesFile, job: Job) -> Transfer:
-    """Decode codes, read from `job.source`, to an audio file, cut to the real samples where their number is known."""
-    codes = _fitting(codec, file, job)
-    rate, frames = codec.geometry.sampling_rate, codes.shape[2]
-    whole = frames * codec.geometry.frame_size
-    samples = min(file.metadata.num_samples or whole, whole)
+def decode(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> Transfer:
+    """Decode `codes` to audio, cut to the real samples where their number is known."""
+    blocks, channels, count, frames = _fitting(codec, codes, job)
+    rate, frame_size = codec.geometry.sampling_rate, codec.geometry.frame_size
     clock = _Clock()
-    with AudioWriter(job.target, rate, job.force, job.subtype) as writer:
-        stream = codec.decoder.stream()
-        with clock.run(lambda: job.keep_partial and writer.samples > 0):
-            for start in range(0, frames, BLOCK_FRAMES):
-                _write(writer, stream.push(codes[:, :, start : start + BLOCK_FRAMES]), samples)
-                job.tick(writer.samples / rate, samples / rate)
-            _write(writer, stream.flush(), samples)
-    done = stream.num_frames if clock.interrupted else frames
-    return Transfer(writer.samples, done, codes.shape[1], clock.seconds, writer.clipped, clock.interrupted)
+    with _audio_out(job, rate, channels) as out:
+        stream = codec.decoder.stream(channels)
+        with clock.run(lambda: job.keep_partial and out.samples > 0):
+            for block in blocks:
+                out.write(stream.push(block), codes.metadata.num_samples)
+                job.tick(out.samples / rate, frames and frames * frame_size / rate)
+            out.write(stream.flush(), codes.metadata.num_samples)
+        out.finish()
+    return Transfer(out.samples, stream.num_frames, count, clock.seconds, out.writer.clipped, clock.interrupted)
 
 
 def roundtrip(codec: Codec, job: Job) -> Transfer:
-    """Encode an audio file and decode it at once, frame by frame as in a call; the output has the input's length."""
+    """Encode audio and decode it at once, frame by frame as in a call; the output has the input's length."""
     count = chosen_codebooks(codec, job.num_codebooks)
     rate, clock = codec.geometry.sampling_rate, _Clock()
     with (
-        AudioReader(job.source, rate) as reader,
-        AudioWriter(job.target, rate, job.force, job.subtype) as writer,
+        AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader,
+        _audio_out(job, rate, reader.rows or 1) as out,
     ):
-        encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
-        with clock.run(lambda: job.keep_partial and writer.samples > 0):
+        encoder, decoder = codec.encoder.stream(reader.rows or 1), codec.decoder.stream(reader.rows or 1)
+        with clock.run(lambda: job.keep_partial and out.samples > 0):
             for block in reader:
-                _write(writer, decoder.push(encoder.push(block)[:, :count]), encoder.num_samples)
+                out.write(decoder.push(encoder.push(block)[:, :count]), encoder.num_samples)
                 job.tick(encoder.num_samples / rate, reader.info.duration)
-            _write(writer, decoder.push(encoder.flush().codes[:, :count]), encoder.num_samples)
-            _write(writer, decoder.flush(), encoder.num_samples)
-    return Transfer(writer.samples, decoder.num_frames, count, clock.seconds, writer.clipped, clock.interrupted)
+            out.write(decoder.push(encoder.flush().codes[:, :count]), encoder.num_samples)
+            out.write(decoder.flush(), encoder.num_samples)
+        out.finish()
+    return Transfer(out.samples, decoder.num_frames, count, clock.seconds, out.writer.clipped, clock.interrupted)
 
 
-def _fitting(codec: Codec, file: CodesFile, job: Job) -> npt.NDArray[np.int64]:
-    """The codes to decode, after the file was compared with the variant."""
+def codes_metadata(codec: Codec) -> CodesMetadata:
+    """What files of this codec's codes say of themselves."""
+    geometry = codec.geometry
+    return CodesMetadata(geometry.sampling_rate, geometry.frame_size, model=codec.artifact.manifest.source.model)
+
+
+@contextmanager
+def _codes_out(job: Job, metadata: CodesMetadata) -> Iterator[CodesWriter | CodesPipe]:
+    if job.target != PIPE:
+        with CodesWriter(job.target, metadata, job.force) as writer:
+            yield writer
+    elif job.form != SAFETENSORS:
+        pipe = CodesPipe(metadata, job.form or "jsonl")
+        with pipe:
+            yield pipe
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"codes.{SAFETENSORS}"
+            with CodesWriter(path, metadata) as writer:
+                yield writer
+            with Outlet() as outlet:
+                outlet.put(path.read_bytes())
+
+
+@contextmanager
+def _audio_out(job: Job, rate: int, channels: int) -> Iterator[_AudioOut]:
+    target_rate = job.rate or rate
+    writer: AudioWriter | AudioPipe
+    if job.target == PIPE:
+        writer = AudioPipe(target_rate, channels, job.form or "wav")
+    else:
+        writer = AudioWriter(job.target, target_rate, job.force, job.subtype, channels)
+    with writer:
+        yield _AudioOut(writer, rate, target_rate, channels)
+
+
+def _fitting(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> tuple[Iterator[Codes], int, int, int | None]:
+    """Blocks of the codes to decode, channels, codebooks, and frames if known, after a comparison with the variant."""
     geometry, most = codec.geometry, codec.artifact.manifest.shape.num_codebooks
     for name, wanted in (("sampling_rate", geometry.sampling_rate), ("frame_size", geometry.frame_size)):
-        found = getattr(file.metadata, name)
+        found = getattr(codes.metadata, name)
         if found not in (None, wanted):
             raise CodesError(f"{job.source} was made with {name} {found}, {codec.artifact.path} has {wanted}")
-    have = file.codes.shape[1]
+    channels, have, frames = codes.codes.shape if isinstance(codes, CodesFile) else (*codes.shape, None)
     if job.num_codebooks is not None and job.num_codebooks > have:
         raise CodesError(f"asked for {job.num_codebooks} codebooks, {job.source} has {have}")
     use = have if job.num_codebooks is None else job.num_codebooks
@@ -158,9 +241,8 @@ def _fitting(codec: Codec, file: CodesFile, job: Job) -> npt.NDArray[np.int64]:
             f"{job.source} has {have} codebooks, the decoder of {codec.artifact.path} takes 1 to {most}; decode the "
             f"first ones with --num-codebooks {most}, or use a variant with more"
         )
-    return check_codes(file.codes[:, :use], 1, most, geometry.codebook_size)
-
-
-def _write(writer: AudioWriter, audio: npt.NDArray[np.float32], samples: int) -> None:
-    """Append decoded `[1, n]` audio, but no more than `samples` in all."""
-    writer.write(audio[0, : samples - writer.samples])
+    if isinstance(codes, CodesInlet):
+        return (block[:, :use] for block in codes), channels, use, None
+    checked = check_codes(codes.codes[:, :use], channels, most, geometry.codebook_size)
+    starts = range(0, codes.codes.shape[2], BLOCK_FRAMES)
+    return (checked[:, :, start : start + BLOCK_FRAMES] for start in starts), channels, use, frames

@@ -1,12 +1,12 @@
-"""Files of codes: one stream of `[1, K, T]` codes and what is needed to play it at its right length.
+"""Files of codes: a stream of `[channels, K, T]` codes and what is needed to play it at its right length.
 
 Two formats, told apart by their extension:
 
     .safetensors   tensor `codes`, int64 (narrower integers are read too); metadata in the header
     .npz           array `codes` and one array per piece of metadata; never a pickled object
 
-Tensor name and shape are those that candle's Mimi example reads and writes, so files go both ways. The metadata is
-optional: a file without it decodes to whole frames. Equal content gives equal bytes.
+Tensor name and shape are those that candle's Mimi example reads and writes: files of one channel go both ways. Metadata
+is optional: a file without it decodes to whole frames. Equal content gives equal bytes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ TENSOR = "codes"
 LARGEST_SMALL = 1 << 26  # bytes that any .npz may unpack to: a day of 8 codebooks
 LARGEST_RATIO = 8  # times its size for a larger one; codes of 11 bits in 64 pack to a sixth
 LONGEST_NAME = 1000
+MOST_CHANNELS = 64  # each takes the state of a stream when it is decoded
 SHORT = 200
 _DTYPES = ("int64", "int32", "uint32", "int16", "uint16", "int8", "uint8")
 
@@ -68,7 +69,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(CodesMetadata))
 
 @dataclass(frozen=True)
 class CodesFile:
-    """Codes `[1, K, T]` int64 and their metadata."""
+    """Codes `[channels, K, T]` int64 and their metadata."""
 
     codes: Codes
     metadata: CodesMetadata
@@ -77,7 +78,7 @@ class CodesFile:
 def write_codes(
     path: str | os.PathLike[str], codes: npt.NDArray[Any], metadata: CodesMetadata | None = None, force: bool = False
 ) -> None:
-    """Write codes `[1, K, T]` of any integer type, as int64.
+    """Write codes `[channels, K, T]` of any integer type, as int64.
 
     Raises:
         CodesError: wrong shape, type, a negative code or an unknown extension.
@@ -99,15 +100,16 @@ def read_codes(path: str | os.PathLike[str]) -> CodesFile:
     _check_extension(path)
     size = check_file(path, CodesError)
     values, raw = _read_npz(path, size) if path.suffix.lower() == ".npz" else _read_safetensors(path)
-    codes = _checked(values, path)
-    return CodesFile(codes, _parse_metadata(raw, codes, path))
+    codes, metadata = _checked(values, path), parse_metadata(raw, path)
+    _check_length(metadata, codes, path)
+    return CodesFile(codes, metadata)
 
 
 class CodesWriter:
     """Collect the codes of one stream while it is encoded and write them when the `with` block ends well.
 
         with CodesWriter("speech.safetensors", metadata) as writer:
-            writer.append(codes)                       # [K, n]
+            writer.append(codes)                       # [K, n] or [channels, K, n]
             writer.num_samples = 123456                # what was real, known at the end
 
     Codes are held as 4 bytes each until then: one hour of 8 codebooks at 12.5 frames/s is 1.4 MB (and 2.9 MB more
@@ -121,7 +123,7 @@ class CodesWriter:
         self.num_samples: int | None = None
         self._metadata = metadata or CodesMetadata()
         self._force = force
-        self._num_codebooks: int | None = None
+        self._shape: tuple[int, int] | None = None  # channels and codebooks
         self._buffer = bytearray()  # frame after frame, uint32
         self._stack = ExitStack()
         self._temporary = self.path
@@ -130,7 +132,7 @@ class CodesWriter:
     @property
     def num_frames(self) -> int:
         """Frames appended so far."""
-        return len(self._buffer) // (4 * self._num_codebooks) if self._num_codebooks else 0
+        return len(self._buffer) // (4 * math.prod(self._shape)) if self._shape else 0
 
     def __enter__(self) -> CodesWriter:
         self._temporary = self._stack.enter_context(atomic_file(self.path, self._force))
@@ -146,24 +148,27 @@ class CodesWriter:
             self._write()
 
     def append(self, codes: npt.NDArray[Any]) -> None:
-        """Append codes `[K, n]` of any integer type; n may be 0, K is the same in every call."""
-        if codes.ndim != 2 or codes.dtype.kind not in "iu":
+        """Append codes `[K, n]` or `[channels, K, n]` of any integer type; n may be 0, the rest stays the same."""
+        rows = codes[None] if codes.ndim == 2 else codes
+        if rows.ndim != 3 or codes.dtype.kind not in "iu":
             raise CodesError(f"codes are {codes.dtype} {list(codes.shape)}, expected integers of shape [codebooks, n]")
-        if self._num_codebooks not in (None, codes.shape[0]) or not codes.shape[0]:
-            raise CodesError(f"codes have {codes.shape[0]} codebooks, expected {self._num_codebooks or '1 or more'}")
+        shape = rows.shape[:2]
+        if self._shape not in (None, shape) or 0 in shape:
+            expected = list(self._shape) if self._shape else "1 or more of each"
+            raise CodesError(f"codes have {list(shape)} channels and codebooks, expected {expected}")
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < 1 << 32:
             raise CodesError(f"codes reach from {codes.min()} to {codes.max()}, expected 0 or more")
-        self._num_codebooks = codes.shape[0]
-        self._buffer += codes.T.astype(np.uint32).tobytes()
+        self._shape = shape
+        self._buffer += np.moveaxis(rows, -1, 0).astype(np.uint32).tobytes()
 
     def _write(self) -> None:
-        if self._num_codebooks is None or not self._buffer:
+        if self._shape is None or not self._buffer:
             raise CodesError(f"{self.path}: there are no codes to write")
         metadata = self._metadata
         if self.num_samples is not None:
             metadata = dataclasses.replace(metadata, num_samples=self.num_samples)
-        frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, self._num_codebooks)
-        self._temporary.write_bytes(_content(self.path, frames.T[None], metadata))
+        frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, *self._shape)
+        self._temporary.write_bytes(_content(self.path, np.moveaxis(frames, 0, -1), metadata))
 
 
 def _check_extension(path: Path) -> None:
@@ -174,20 +179,28 @@ def _check_extension(path: Path) -> None:
 def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
     if codes.dtype.name not in _DTYPES:
         raise CodesError(f"{where}: codes are {codes.dtype}, expected one of {', '.join(_DTYPES)}")
-    if codes.ndim != 3 or codes.shape[0] != 1:
-        raise CodesError(f"{where}: codes have shape {list(codes.shape)}, expected [1, codebooks, frames]")
+    if codes.ndim != 3 or codes.shape[0] > MOST_CHANNELS:
+        raise CodesError(
+            f"{where}: codes have shape {list(codes.shape)}, expected [channels, codebooks, frames] with 1 to "
+            f"{MOST_CHANNELS} channels"
+        )
     if not codes.size:
         raise CodesError(f"{where}: codes have shape {list(codes.shape)}, expected at least one codebook and frame")
     if int(codes.min()) < 0:
-        _, codebook, frame = np.unravel_index(int(np.argmax(codes < 0)), codes.shape)
-        raise CodesError(f"{where}: code {codes[0, codebook, frame]} at codebook {codebook}, frame {frame} is negative")
+        row, codebook, frame = np.unravel_index(int(np.argmax(codes < 0)), codes.shape)
+        raise CodesError(
+            f"{where}: code {codes[row, codebook, frame]} at codebook {codebook}, frame {frame} is negative"
+        )
     return np.ascontiguousarray(codes, dtype=np.int64)
 
 
-def _check_metadata(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
+def _check_range(metadata: CodesMetadata, path: Path | str) -> None:
     for name, value in metadata.to_dict().items():
         if isinstance(value, int) and not 1 <= value < 1 << 63:
             raise CodesError(f"{path}: {name} is {_short(value)}, expected 1 or more")
+
+
+def _check_length(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
     if metadata.num_samples is not None and metadata.frame_size is not None:
         most = codes.shape[2] * metadata.frame_size
         if metadata.num_samples > most:
@@ -200,7 +213,8 @@ def _content(path: Path, codes: npt.NDArray[Any], metadata: CodesMetadata) -> by
     """The bytes of the file, in the format that the extension names."""
     _check_extension(path)
     values = _checked(codes, path)
-    _check_metadata(metadata, values, path)
+    _check_range(metadata, path)
+    _check_length(metadata, values, path)
     fields = metadata.to_dict()
     if path.suffix.lower() == ".safetensors":
         return _sorted_header(serialize({TENSOR: values}, {name: str(value) for name, value in fields.items()}))
@@ -299,7 +313,7 @@ def _short(value: object) -> str:
     return text if len(text) <= SHORT else f"{text[:SHORT]}…"
 
 
-def _parse_metadata(raw: Mapping[str, Any], codes: Codes, path: Path) -> CodesMetadata:
+def parse_metadata(raw: Mapping[str, Any], path: Path | str) -> CodesMetadata:
     """Known fields by name; unknown ones are someone else's and are left alone."""
     fields: dict[str, Any] = {}
     for name in _FIELDS:
@@ -315,5 +329,5 @@ def _parse_metadata(raw: Mapping[str, Any], codes: Codes, path: Path) -> CodesMe
             except ValueError as error:
                 raise CodesError(f"{path}: {name} is {_short(raw[name])}, expected a whole number") from error
     metadata = CodesMetadata(**fields)
-    _check_metadata(metadata, codes, path)
+    _check_range(metadata, path)
     return metadata

@@ -1,0 +1,176 @@
+"""All files below a folder through a codec, to a folder of the same tree.
+
+A file whose result is newer than itself and the variant is left alone. With a ring variant several files go through one
+graph call, each in a row of a pool; with a window variant one after the other. What fails is told at the end and
+stops nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from mimi_export.cli import transfer
+from mimi_export.cli.transfer import Job
+from mimi_export.errors import ConfigError, MimiExportError, OutputError
+from mimi_export.media.audio import FORMATS, AudioReader
+from mimi_export.media.codes import FORMATS as CODE_FORMATS
+from mimi_export.media.codes import CodesWriter
+from mimi_export.media.sources import CONTAINERS
+from mimi_export.runtime import Codec, StreamPool
+from mimi_export.runtime.pool import PoolStream
+
+ROWS = 8  # files at once; more gain little
+ENDINGS = {"encode": {*FORMATS, *CONTAINERS, ".aif", ".au", ".oga"}, "decode": set(CODE_FORMATS)}
+RESULT = {"encode": ".safetensors", "decode": ".wav"}
+
+Progress = Callable[[str, float, float | None], None]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What was done: files, how many were done before, errors by file, samples of a channel, seconds."""
+
+    done: list[Path] = dataclasses.field(default_factory=list)
+    unchanged: int = 0
+    errors: dict[Path, MimiExportError] = dataclasses.field(default_factory=dict)
+    samples: int = 0
+    seconds: float = 0.0
+
+
+def plan(job: Job, command: str) -> list[Job]:
+    """A job for each file below `job.source`.
+
+    Raises:
+        ConfigError: there is none, or `job.target` lies in the folder or is a file.
+        OutputError: two files would become one.
+    """
+    if job.target.exists() and not job.target.is_dir():
+        raise ConfigError(f"{job.source} is a folder, so {job.target} must be one, too")
+    if job.target.resolve().is_relative_to(job.source.resolve()):
+        raise ConfigError(f"{job.target} lies in {job.source}; choose a folder beside it")
+    jobs: dict[Path, Job] = {}
+    for path in sorted(job.source.rglob("*")):
+        if path.suffix.lower() in ENDINGS[command] and path.is_file():
+            target = (job.target / path.relative_to(job.source)).with_suffix(RESULT[command])
+            if target in jobs:
+                raise OutputError(f"{jobs[target].source} and {path} would both become {target}; rename one")
+            jobs[target] = dataclasses.replace(job, source=path, target=target, force=True)
+    if not jobs:
+        raise ConfigError(f"{job.source} holds no file with one of {', '.join(sorted(ENDINGS[command]))}")
+    return list(jobs.values())
+
+
+def run(codec: Codec, jobs: list[Job], command: str, progress: Progress, redo: bool = False) -> Outcome:
+    """Do the jobs whose results are missing or older than what they are made of, all of them with `redo`."""
+    outcome = Outcome()
+    made = (codec.artifact.path / "manifest.json").stat().st_mtime
+    waiting = [job for job in jobs if redo or not _is_done(job, made)]
+    outcome.unchanged = len(jobs) - len(waiting)
+    shape, begin = codec.artifact.manifest.shape, time.perf_counter()
+    pooled = command == "encode" and shape.layout == "ring" and not any(job.separate for job in waiting)
+    batches = _pooled(codec, waiting, shape.rows or ROWS) if pooled else (_one(codec, job, command) for job in waiting)
+    for number, (job, result) in enumerate(batches, 1):
+        progress(f"{command}: {job.source.parent}", number, len(waiting))
+        if isinstance(result, MimiExportError):
+            outcome.errors[job.source] = result
+        else:
+            outcome.done.append(job.target)
+            outcome.samples += result
+    outcome.seconds = time.perf_counter() - begin
+    return outcome
+
+
+def _is_done(job: Job, made: float) -> bool:
+    try:
+        return job.target.stat().st_mtime >= max(job.source.stat().st_mtime, made)
+    except OSError:
+        return False
+
+
+def _one(codec: Codec, job: Job, command: str) -> tuple[Job, int | MimiExportError]:
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        if command == "encode":
+            return job, transfer.encode(codec, job).samples
+        return job, transfer.decode(codec, transfer.open_codes(job.source), job).samples
+    except MimiExportError as error:
+        return job, error
+
+
+class _Row:
+    """One file in a row of the pool."""
+
+    def __init__(self, codec: Codec, job: Job, pool: StreamPool) -> None:
+        self.job, self.stack = job, ExitStack()
+        rate = codec.geometry.sampling_rate
+        self.frame_size, self.count = codec.geometry.frame_size, transfer.chosen_codebooks(codec, job.num_codebooks)
+        self.samples = 0
+        with ExitStack() as stack:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            self.blocks = iter(stack.enter_context(AudioReader(job.source, rate)))
+            self.writer = stack.enter_context(CodesWriter(job.target, transfer.codes_metadata(codec), job.force))
+            self.stream: PoolStream = pool.open()
+            stack.callback(self.stream.close)
+            self.stack = stack.pop_all()
+
+    def fill(self) -> bool:
+        """Read until a call's samples are there; false at the end."""
+        while not self.stream.ready:
+            block = next(self.blocks, None)
+            if block is None:
+                return self.stream.flush() > 0
+            self.samples += len(block)
+            self.stream.push(block)
+        return True
+
+    def take(self, codes: npt.NDArray[Any]) -> None:
+        """Keep a call's codes `[K, frames]`, but not those of padding alone."""
+        frames = -(-self.samples // self.frame_size) - self.writer.num_frames
+        self.writer.append(codes[: self.count, :frames])
+
+
+def _pooled(codec: Codec, jobs: list[Job], rows: int) -> Iterator[tuple[Job, int | MimiExportError]]:
+    """Encode several files at once; results in the order in which they end."""
+    pool = StreamPool(codec.encoder, rows)
+    waiting, active = iter(jobs), list[_Row]()
+    try:
+        while True:
+            while len(active) < rows and (job := next(waiting, None)) is not None:
+                try:
+                    active.append(_Row(codec, job, pool))
+                except MimiExportError as error:
+                    yield job, error
+            if not active:
+                return
+            for row in list(active):
+                result = _advance(row)
+                if result is not None:
+                    active.remove(row)
+                    yield row.job, result
+            outputs = {output.stream: output.output for output in pool.step()}
+            for row in active:
+                if row.stream in outputs:
+                    row.take(outputs[row.stream])
+    finally:
+        for row in active:  # interrupted: nothing half-written stays
+            row.stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def _advance(row: _Row) -> int | MimiExportError | None:
+    """Fill a row; at its end or with its error, what came of the file."""
+    try:
+        if row.fill():
+            return None
+        row.writer.num_samples = row.samples
+        row.stack.close()
+    except MimiExportError as error:
+        row.stack.__exit__(type(error), error, None)
+        return error
+    return row.samples
