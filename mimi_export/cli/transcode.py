@@ -156,8 +156,7 @@ def decode(
     file = None if _is_pipe(source) else transfer.open_codes(source)
 
     def work(codec: Codec, job: Job) -> Transfer:
-        count = transfer.chosen_codebooks(codec, num_codebooks)
-        found = file or transfer.open_codes(source, codes, count)
+        found = file or transfer.open_codes(source, codes, transfer.chosen_codebooks(codec, num_codebooks))
         made_by, here = found.metadata.model, codec.artifact.manifest.source.model
         if made_by not in (None, here):
             note(f"{source} was made with the model {made_by}, {variant} holds {here}; if they differ you hear noise")
