@@ -285,7 +285,7 @@ def _run_folder(command: str, job: Job, variant: Path, threads: int, provider: s
     work = folders.plan(job, command)
     codec = load(variant, threads, (provider,))
     with Steps() as steps:
-        outcome = folders.run(codec, work, command, steps.advance)
+        outcome = folders.run(codec, work, command, steps.advance, redo=job.force)
     numbers = {"done": len(outcome.done), "unchanged": outcome.unchanged, "failed": len(outcome.errors)}
     duration = outcome.samples / codec.geometry.sampling_rate
     speed = duration / max(outcome.seconds, 1e-9)
