@@ -270,3 +270,71 @@ def test_a_video_is_read_through_ffmpeg(variant, sound, tmp_path):
     (tmp_path / "bad.m4a").write_bytes(b"no sound")
     code, _, line = run(variant, b"", "encode", tmp_path / "bad.m4a", tmp_path / "bad.npz")
     assert (code, "ffmpeg" in line) == (6, True), line
+
+
+# microphone
+
+FAKE = '''
+"""A device that hears a tone and keeps what it plays, in blocks of 10 ms."""
+import threading, time
+import numpy as np
+
+class PortAudioError(Exception):
+    pass
+
+class Stream:
+    latency = 0.01, 0.02
+
+    def __init__(self, rate, _size, device, channels, dtype, _latency, callback):
+        if device == "none":
+            raise PortAudioError("Error querying device -1")
+        self.rate, self.callback, self.open = rate, callback, True
+        self.thread = threading.Thread(target=self.run)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.open = False
+        self.thread.join()
+
+    def run(self):
+        size, played = self.rate // 100, []
+        for number in range(10_000):
+            if not self.open:
+                break
+            out = np.full((size, 1), np.nan, np.float32)
+            tone = np.sin(np.arange(number * size, (number + 1) * size) * 0.05).astype(np.float32) / 2
+            self.callback(tone[:, None], out, size, None, None)
+            played.append(out)
+            time.sleep(0.01)
+        np.save("played.npy", np.concatenate(played))
+'''
+
+
+def test_microphone_to_loudspeaker(variant, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(FAKE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    process = start(variant, "mic", "--seconds", "3", "--rate", "48000", cwd=tmp_path, env=environment)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "ms, 99 % within" in out.decode()
+    played = np.load(tmp_path / "played.npy")
+    assert np.isfinite(played).all()
+    assert np.abs(played).max() > 1e-4
+    process = start(variant, "mic", "--device", "none", cwd=tmp_path, env=environment)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.decode().splitlines()[-1].startswith("error: no sound device")) == (6, True)
+
+
+def test_microphone_without_its_packages(variant, tmp_path):
+    for text, words in (
+        ("raise ModuleNotFoundError(name='sounddevice')", "[live]"),
+        ("raise OSError('no lib')", "no lib"),
+    ):
+        (tmp_path / "sounddevice.py").write_text(text)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+        process = start(variant, "mic", env=environment)
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, words in err.decode()) == (9, True), err

@@ -1,0 +1,87 @@
+"""How long sound takes through `encode - - | decode - -`, pushed in real time: `python scripts/live_latency.py VARIANT`.
+
+A block of 20 ms goes in every 20 ms. For each frame it is noted when its last sample went in, when its codes came out of
+the encoder and when its sound came out of the decoder; and what memory both processes have at the beginning and the end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Annotated
+
+import numpy as np
+import psutil
+import typer
+
+from mimi_export.media.signals import speech_like
+
+RATE, FRAME, BLOCK = 24_000, 1_920, 480
+SETTLED = 40  # frames after which processes have what they need
+
+
+def main(
+    variant: Annotated[Path, typer.Argument(help="Variant directory.")],
+    seconds: Annotated[int, typer.Option(help="Of sound.")] = 60,
+) -> None:
+    """Print medians and 99th percentiles in milliseconds, lost frames and memory."""
+    program = [sys.executable, "-m", "mimi_export"]
+    encoder = subprocess.Popen(
+        [*program, "encode", "-", "-", "--rate", str(RATE), "--codes", "u16", "--variant", str(variant)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    decoder = subprocess.Popen(
+        [*program, "decode", "-", "-", "--codes", "u16", "--format", "s16le", "--variant", str(variant)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    codes_at: list[float] = []
+    sound_at: list[float] = []
+
+    def follow(source: IO[bytes] | None, size: int, times: list[float], target: IO[bytes] | None) -> None:
+        while source and len(piece := source.read(size)) == size:
+            times.append(time.perf_counter())
+            if target:
+                target.write(piece)
+                target.flush()
+        if target:
+            target.close()
+
+    codebooks = 8
+    followers = [
+        threading.Thread(target=follow, args=(encoder.stdout, 2 * codebooks, codes_at, decoder.stdin)),
+        threading.Thread(target=follow, args=(decoder.stdout, 2 * FRAME, sound_at, None)),
+    ]
+    for follower in followers:
+        follower.start()
+    sound = (speech_like(seconds, seed=1) * 32767).astype("<i2")
+    sound = sound[: len(sound) // FRAME * FRAME]
+    time.sleep(5)  # both have loaded their graphs
+    begin, pushed, memory = time.perf_counter(), [], []
+    for number in range(0, len(sound), BLOCK):
+        time.sleep(max(0.0, begin + number / RATE - time.perf_counter()))
+        if encoder.stdin:
+            encoder.stdin.write(sound[number : number + BLOCK].tobytes())
+            encoder.stdin.flush()
+        if (number + BLOCK) % FRAME == 0:
+            pushed.append(time.perf_counter())
+            memory.append(sum(psutil.Process(one.pid).memory_info().rss for one in (encoder, decoder)) / 2**20)
+    if encoder.stdin:
+        encoder.stdin.close()
+    for follower in followers:
+        follower.join()
+    for name, times in (("codes", codes_at), ("sound", sound_at)):
+        late = 1000 * (np.array(times[: len(pushed)]) - np.array(pushed[: len(times)]))
+        typer.echo(
+            f"{name}: median {np.median(late):.1f} ms, 99 % within {np.percentile(late, 99):.1f} ms after a frame's last "
+            f"sample; {len(times)} of {len(pushed)} frames"
+        )
+    typer.echo(
+        f"memory of both: {memory[min(SETTLED, len(memory) - 1)]:.0f} MiB after {SETTLED} frames, {memory[-1]:.0f} at the end"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
