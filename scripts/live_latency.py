@@ -1,7 +1,7 @@
-"""How long sound takes through `encode - - | decode - -`, pushed in real time: `python scripts/live_latency.py VARIANT`.
+"""How long sound takes through `encode - - | decode - -`: `python scripts/live_latency.py VARIANT`.
 
-A block of 20 ms goes in every 20 ms. For each frame it is noted when its last sample went in, when its codes came out of
-the encoder and when its sound came out of the decoder; and what memory both processes have at the beginning and the end.
+A block of 20 ms goes in every 20 ms. For each frame it is noted when its last sample went in, when its codes came
+out of the encoder and when its sound came out of the decoder; and what memory both processes have then.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ def main(
     for name, times in (("codes", codes_at), ("sound", sound_at)):
         late = 1000 * (np.array(times[: len(pushed)]) - np.array(pushed[: len(times)]))
         typer.echo(
-            f"{name}: median {np.median(late):.1f} ms, 99 % within {np.percentile(late, 99):.1f} ms after a frame's last "
-            f"sample; {len(times)} of {len(pushed)} frames"
+            f"{name}: median {np.median(late):.1f} ms, 99 % within {np.percentile(late, 99):.1f} ms "
+            f"after a frame's last sample; {len(times)} of {len(pushed)} frames"
         )
-    typer.echo(
-        f"memory of both: {memory[min(SETTLED, len(memory) - 1)]:.0f} MiB after {SETTLED} frames, {memory[-1]:.0f} at the end"
-    )
+    early = memory[min(SETTLED, len(memory) - 1)]
+    typer.echo(f"memory of both: {early:.0f} MiB after {SETTLED} frames, {memory[-1]:.0f} at the end")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def imported(folder: str) -> set[str]:
 
 
 EXTRAS = PROJECT["optional-dependencies"]
-NEEDED = [*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["bench"]]
+NEEDED = [*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["bench"], *EXTRAS["live"]]
 
 
 @pytest.mark.parametrize("requirement", NEEDED)
