@@ -2,7 +2,8 @@
 #
 #   make demo                      export the small trained codec, send speech through it, prove it against PyTorch
 #   make demo MODEL=kyutai/mimi    the same with the real weights from the Hugging Face Hub
-#   make test                      all tests (about a quarter of an hour on two cores); make test-fast stays under 90 seconds
+#   make test                      the tests (under a quarter of an hour on two cores); make test-fast stays under 90 seconds,
+#                                  make test-slow has the full-size checkpoint and long streams
 #
 # PyTorch comes as the version in constraints.txt. Where the package index would send a CUDA build of it, point PIP
 # at an index of CPU builds first: PIP_EXTRA_INDEX_URL=... make demo
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-compat test-oldest lint format build parity bench bench-peers node-deps clean
+.PHONY: help install demo test test-slow test-fast test-compat test-oldest lint format build parity bench bench-peers node-deps clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -43,11 +44,14 @@ demo: $(STAMP)  ## export streaming-8cb, send speech through it, prove it agains
 		--calls 1,mixed --report artifacts/demo/parity --force
 	@echo "listen to artifacts/demo/decoded.wav, open artifacts/demo/parity/report.html"
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(WORKERS)
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+test-slow: $(STAMP)  ## full size, long streams, ten thousand damaged files: half an hour, before a release
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 test-fast: $(STAMP)  ## what needs no exported graph, under 90 seconds
-	$(BIN)/python -m pytest -m "not slow and not export"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not export"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

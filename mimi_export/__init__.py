@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
     from mimi_export.contract.manifest import Manifest
     from mimi_export.contract.precision import Fp16Options, Int8Options
+    from mimi_export.media.resampling import Resampler as Resampler
     from mimi_export.parity.results import ParityRun
     from mimi_export.runtime import Codec as Codec
     from mimi_export.runtime import StreamPool as StreamPool
     from mimi_export.runtime.golden import GoldenResult
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "StreamPool", "check_parity", "convert_variant", "export_variant", "load", "verify"]
+__all__ = ["Codec", "Resampler", "StreamPool", "check_parity", "convert_variant", "export_variant", "load", "verify"]
 
 
 def load(
@@ -189,6 +190,10 @@ def __getattr__(name: str) -> Any:
         from mimi_export import runtime
 
         return getattr(runtime, name)
+    if name == "Resampler":
+        from mimi_export.media import resampling
+
+        return resampling.Resampler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -15,8 +15,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mimi_export import Resampler
 from mimi_export.media.codes import read_codes
-from mimi_export.media.resampling import Resampler, resampled_length
+from mimi_export.media.resampling import resampled_length
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
 
