@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from mimi_export.errors import AudioError, CodesError
+from mimi_export.media.archives import LARGEST_RATIO, LARGEST_SMALL
 from mimi_export.media.audio import AudioReader, read_audio
-from mimi_export.media.codes import LARGEST_RATIO, LARGEST_SMALL, CodesMetadata, read_codes, write_codes
+from mimi_export.media.codes import CodesMetadata, read_codes, write_codes
 from mimi_export.media.resampling import RATES
 
 CODES = np.random.default_rng(0).integers(0, 2048, (1, 8, 20))

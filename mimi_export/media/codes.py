@@ -16,9 +16,7 @@ import io
 import json
 import math
 import os
-import zipfile
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,22 +25,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import CodesError
+from mimi_export.media.archives import TENSOR, read_npz, read_safetensors, short
 from mimi_export.media.opening import check_file
 
 Codes = npt.NDArray[np.int64]
 
 FORMATS = (".npz", ".safetensors")
-TENSOR = "codes"
-LARGEST_SMALL = 1 << 26  # bytes that any .npz may unpack to: a day of 8 codebooks
-LARGEST_RATIO = 8  # times its size for a larger one; codes of 11 bits in 64 pack to a sixth
 LONGEST_NAME = 1000
 MOST_CHANNELS = 64  # each takes the state of a stream when it is decoded
-SHORT = 200
 _DTYPES = ("int64", "int32", "uint32", "int16", "uint16", "int8", "uint8")
 
 
@@ -99,7 +93,8 @@ def read_codes(path: str | os.PathLike[str]) -> CodesFile:
     path = Path(path)
     _check_extension(path)
     size = check_file(path, CodesError)
-    values, raw = _read_npz(path, size) if path.suffix.lower() == ".npz" else _read_safetensors(path)
+    npz = path.suffix.lower() == ".npz"
+    values, raw = read_npz(path, size, _FIELDS) if npz else read_safetensors(path)
     codes, metadata = _checked(values, path), parse_metadata(raw, path)
     _check_length(metadata, codes, path)
     return CodesFile(codes, metadata)
@@ -197,7 +192,7 @@ def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
 def _check_range(metadata: CodesMetadata, path: Path | str) -> None:
     for name, value in metadata.to_dict().items():
         if isinstance(value, int) and not 1 <= value < 1 << 63:
-            raise CodesError(f"{path}: {name} is {_short(value)}, expected 1 or more")
+            raise CodesError(f"{path}: {name} is {short(value)}, expected 1 or more")
 
 
 def _check_length(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
@@ -232,87 +227,6 @@ def _sorted_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-def _read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            _check_names(file.keys(), "tensor", path)
-            with path.open("rb") as raw:  # the library lets the last of two equal names win
-                names = json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=_unique)
-            return file.get_tensor(TENSOR), names.get("__metadata__") or {}
-    except (SafetensorError, TypeError, ValueError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
-        if isinstance(error, CodesError):
-            raise
-        raise CodesError(f"{path} is not a safetensors file of codes, or a damaged one: {_line(error)}") from error
-    except OSError as error:
-        raise CodesError(f"{path} cannot be read: {_line(error)}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands in its header twice")
-    return found
-
-
-def _read_npz(path: Path, size: int) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
-    try:
-        if not zipfile.is_zipfile(path):
-            np.load(path, mmap_mode="r")  # says what is wrong with anything but one array
-            raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise CodesError(f"{path} holds two arrays of one name; write it again")
-            _check_names([name.removesuffix(".npy") for name in members], "array", path)
-            budget = max(LARGEST_SMALL, LARGEST_RATIO * size)
-            arrays = {
-                name: _read_array(archive, members[f"{name}.npy"], budget, path)
-                for name in (TENSOR, *_FIELDS)
-                if f"{name}.npy" in members
-            }
-        return arrays.pop(TENSOR), {name: array.item() for name, array in arrays.items()}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, CodesError):
-            raise
-        raise CodesError(f"{path} is not an .npz file of plain arrays, or a damaged one: {_line(error)}") from error
-    except OSError as error:
-        raise CodesError(f"{path} cannot be read: {_line(error)}") from error
-
-
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: int, path: Path) -> npt.NDArray[Any]:
-    """One array, after its header was compared with the size that the archive declares and that with the budget."""
-    if member.file_size > budget:
-        raise CodesError(f"{path} would unpack to {member.file_size} bytes, expected {budget} at most; pack it less")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"an array of shape {_short(shape)} does not fill its {member.file_size} bytes")
-    with archive.open(member) as file:
-        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
-
-
-def _check_names(names: Collection[str], word: str, path: Path) -> None:
-    if TENSOR not in names:
-        raise CodesError(f"{path} has no {word} `{TENSOR}`, only {_short(sorted(names))}: it is no file of codes")
-
-
-def _line(error: Exception) -> str:
-    """The reason alone, on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text[:SHORT] if text.isprintable() else _short(text)
-
-
-def _short(value: object) -> str:
-    """What a stranger wrote, fit for one line."""
-    text = repr(value)
-    return text if len(text) <= SHORT else f"{text[:SHORT]}…"
-
-
 def parse_metadata(raw: Mapping[str, Any], path: Path | str) -> CodesMetadata:
     """Known fields by name; unknown ones are someone else's and are left alone."""
     fields: dict[str, Any] = {}
@@ -320,14 +234,12 @@ def parse_metadata(raw: Mapping[str, Any], path: Path | str) -> CodesMetadata:
         if name == "model" and name in raw:
             fields[name] = str(raw[name])
             if len(fields[name]) > LONGEST_NAME or not fields[name].isprintable():
-                raise CodesError(
-                    f"{path}: model is {_short(raw[name])}, expected up to {LONGEST_NAME} plain characters"
-                )
+                raise CodesError(f"{path}: model is {short(raw[name])}, expected up to {LONGEST_NAME} plain characters")
         elif name in raw:
             try:
                 fields[name] = int(str(raw[name]))
             except ValueError as error:
-                raise CodesError(f"{path}: {name} is {_short(raw[name])}, expected a whole number") from error
+                raise CodesError(f"{path}: {name} is {short(raw[name])}, expected a whole number") from error
     metadata = CodesMetadata(**fields)
     _check_range(metadata, path)
     return metadata
