@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -255,6 +256,16 @@ def test_an_old_directory_without_a_new_one_is_kept(tmp_path):
         with atomic_directory(tmp_path / "out", force=True, marker="x") as directory:
             (directory / "x").touch()
     assert not old.exists()
+
+
+def test_scratch_directories_of_dead_runs_are_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, age in (("mimi-hub-old", 1e6), ("mimi-hub-new", 0), ("mimi-other-old", 1e6)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with files.scratch_directory("hub") as folder:
+        assert Path(folder).parent == tmp_path
+    assert names(tmp_path) == ["mimi-hub-new", "mimi-other-old"]
 
 
 def test_two_runs_to_one_directory(tmp_path):

@@ -1,6 +1,7 @@
 """Audio and code files that come from anybody: a refusal in one line, at once, and in little memory."""
 
 import io
+import json
 import os
 import struct
 import tracemalloc
@@ -8,17 +9,31 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 import soundfile
+from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from test_artifact import a_manifest, fill
+from test_records import REPORT
 
-from mimi_export.errors import AudioError, CodesError
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.manifest import BatchManifest, FileEntry, Source, parse_batch
+from mimi_export.contract.recipes import load_variant
+from mimi_export.contract.records import Reader
+from mimi_export.contract.report import read_report
+from mimi_export.contract.spec import GRAPH_KINDS
+from mimi_export.errors import ArtifactError, AudioError, CheckpointError, CodesError, ConfigError, GraphError
 from mimi_export.media.archives import LARGEST_RATIO, LARGEST_SMALL
 from mimi_export.media.audio import AudioReader, read_audio
 from mimi_export.media.codes import CodesMetadata, read_codes, write_codes
 from mimi_export.media.resampling import RATES
+from mimi_export.model.checkpoint import DEMO_DIRECTORY
+from mimi_export.model.checkpoint import _read_config as read_config
+from mimi_export.runtime.graph_file import check_graph_file
+from mimi_export.runtime.replay import read_tensors
 
 CODES = np.random.default_rng(0).integers(0, 2048, (1, 8, 20))
 METADATA = CodesMetadata(24000, 1920, 38000, "kyutai/mimi")
@@ -132,13 +147,61 @@ def test_names_of_strangers_are_cut(tmp_path):
 # --- damage of every kind
 
 
-def good(extension: str, directory: Path) -> bytes:
-    path = directory / f"good.{extension}"
-    if extension in ("npz", "safetensors"):
-        write_codes(path, CODES, METADATA, force=True)
-    else:
-        soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal((400, 2)), 16000)
-    return path.read_bytes()
+def audio(path: Path) -> None:
+    soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal((400, 2)), 16000)
+
+
+def codes(path: Path) -> None:
+    write_codes(path, CODES, METADATA, force=True)
+
+
+def manifest(path: Path) -> None:
+    fill(path.parent, a_manifest())
+
+
+def whole_clips(path: Path) -> None:
+    files = {f"onnx/{kind}_model.onnx": FileEntry(4, "00") for kind in GRAPH_KINDS}
+    dtypes = {"fp32": {kind: f"onnx/{kind}_model.onnx" for kind in GRAPH_KINDS}}
+    content = BatchManifest("batch", 8, 24000, 1920, Source("kyutai/mimi"), {"torch": "2"}, dtypes, files).to_dict()
+    path.write_text(json.dumps(content))
+
+
+def recipe(path: Path) -> None:
+    path.write_bytes((REPOSITORY / "configs" / "streaming-8cb-int8.toml").read_bytes())
+
+
+def report(path: Path) -> None:
+    path.write_text(json.dumps(REPORT))
+
+
+def configuration(path: Path) -> None:
+    path.write_bytes((DEMO_DIRECTORY / "config.json").read_bytes())
+
+
+def golden(path: Path) -> None:
+    path.write_bytes(save({"audio": np.zeros(9, np.int16), "decoded": np.zeros(9, np.float32)}, {"recorded_from": "a"}))
+
+
+def graph(path: Path) -> None:
+    """A node with a constant, and a weight in a file of its own."""
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n] x) => (float[n] y) <float[1] w = {1}> {'
+    model = onnx.parser.parse_model(text + " c = Constant <value = float[2] {1, 2}> ()  y = Mul (x, w) }")
+    model.graph.initializer[0].external_data.add(key="location", value="weights.bin")
+    path.write_bytes(model.SerializeToString())
+
+
+# What is read: how a good one is made, what reads it, and the error that refuses it.
+FUZZED = {
+    **{f"in.{extension}": (audio, read_audio, AudioError) for extension in ("wav", "flac", "aiff", "caf", "ogg")},
+    **{f"in.{extension}": (codes, read_codes, CodesError) for extension in ("npz", "safetensors")},
+    "manifest.json": (manifest, lambda path: load_artifact(path.parent), ArtifactError),
+    "batch.json": (whole_clips, lambda path: parse_batch(Reader(path, ArtifactError).json(), path), ArtifactError),
+    "streaming-8cb-int8.toml": (recipe, load_variant, ConfigError),
+    "report.json": (report, read_report, ArtifactError),
+    "config.json": (configuration, lambda path: read_config(path.parent, "x"), (CheckpointError, ConfigError)),
+    "golden.safetensors": (golden, read_tensors, ArtifactError),
+    "graph.onnx": (graph, check_graph_file, GraphError),
+}
 
 
 damage = st.lists(
@@ -162,10 +225,13 @@ def damaged(content: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
     return content
 
 
-def check_damage(directory: Path, extension: str, examples: int) -> None:
+def check_damage(directory: Path, name: str, examples: int) -> None:
     """Read, or refused in one plain line; never another error, and never much memory."""
-    whole, path = good(extension, directory), directory / f"in.{extension}"
-    read, kind = (read_codes, CodesError) if extension in ("npz", "safetensors") else (read_audio, AudioError)
+    path = directory / name
+    write, read, kind = FUZZED[name]
+    write(path)
+    read(path)
+    whole = path.read_bytes()
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(changes=damage)
@@ -186,15 +252,13 @@ def check_damage(directory: Path, extension: str, examples: int) -> None:
     attempt()
 
 
-FUZZED = ["npz", "safetensors", "wav", "flac", "aiff", "caf", "ogg"]
-
-
-@pytest.mark.parametrize("extension", FUZZED)
-def test_damaged_files(tmp_path, extension):
-    check_damage(tmp_path, extension, 500)
+@pytest.mark.parametrize("name", FUZZED)
+def test_damaged_files(tmp_path, name):
+    check_damage(tmp_path, name, 500)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extension", FUZZED)
-def test_damaged_files_at_length(tmp_path, extension):
-    check_damage(tmp_path, extension, 10_000)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FUZZED)
+def test_damaged_files_at_length(tmp_path, name):
+    check_damage(tmp_path, name, 10_000)

@@ -15,8 +15,9 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,15 +131,26 @@ def _temporary(target: Path, suffix: str = "") -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
 
 
+def scratch_directory(name: str) -> tempfile.TemporaryDirectory[str]:
+    """A directory for one run in the system's place for such; those of killed runs are removed after a day."""
+    prefix = f"mimi-{name}-"
+    _remove_abandoned(Path(tempfile.gettempdir()).glob(f"{prefix}*"))
+    return tempfile.TemporaryDirectory(prefix=prefix)
+
+
 def _clear_remains(target: Path) -> None:
     """Remove what runs left that were killed while they wrote this target; what made place only where there is one."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}(\.[^.]*)?")
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        if pattern.fullmatch(path.name) and (path.suffix != OLD or target.exists()):
-            with contextlib.suppress(OSError):  # another run took it
-                newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
-                if time.time() - newest > ABANDONED_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    found = target.parent.glob(f".{glob.escape(target.name)}.*")
+    _remove_abandoned(p for p in found if pattern.fullmatch(p.name) and (p.suffix != OLD or target.exists()))
+
+
+def _remove_abandoned(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # another run took it, or it is another user's
+            newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _refuse_file(shown: Path, target: Path, force: bool) -> None:

@@ -7,12 +7,11 @@ and large files that arrived before an interruption are in the Hub's storage and
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimi_export.contract.files import sha256
+from mimi_export.contract.files import scratch_directory, sha256
 from mimi_export.contract.progress import Progress
 from mimi_export.errors import HubError
 from mimi_export.hub.client import Client
@@ -120,7 +119,7 @@ def _verify(
     client: Client, subjects: Sequence[Subject], files: Sequence[LocalFile], revision: str, progress: Progress
 ) -> int:
     """Download every file, compare it with what was sent, and run the variants' own verification on the copy."""
-    with tempfile.TemporaryDirectory(prefix="mimi-hub-") as name:
+    with scratch_directory("hub") as name:
         folder = Path(name)
         for file in files:
             progress(f"downloading {file.name}")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mimi_export.contract.files import scratch_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.progress import Progress
@@ -124,7 +124,7 @@ class Reference:
         self._progress = progress
         self._context = context_frames(self.geometry)
         self._max_frames = max(max_frames, self._context + 1)
-        self._folder = tempfile.TemporaryDirectory(prefix="mimi-parity-")
+        self._folder = scratch_directory("parity")
         self._clips: dict[str, ReferenceClip] = {}
         self._states: dict[tuple[str, GraphSpec], dict[str, Array]] = {}
 

@@ -13,7 +13,6 @@ import logging
 import math
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import onnx_ir as ir
 
 from mimi_export.contract.directory import Artifact
+from mimi_export.contract.files import scratch_directory
 from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
@@ -159,7 +159,7 @@ class _Graph:
         self.progress(f"{self.kind}: {text}")
         forms = weight_forms(self.model, self.kind, options)
         model = rewrite_graph(self.model, self.kind, forms, self.rounded).model
-        with tempfile.TemporaryDirectory(prefix="mimi-sensitivity-") as folder:
+        with scratch_directory("sensitivity") as folder:
             path = Path(folder) / self.spec.file_name
             ir.save(model, path)
             mib = path.stat().st_size / 2**20
