@@ -57,9 +57,9 @@ def _latency(axes: Axes, records: list[dict[str, Any]], style: dict[str, Any], f
             axes.fill_between(ages, lows, highs, color=drawn["color"], alpha=0.15, linewidth=0)
     axes.axhline(frame_ms, color="0.4", linestyle=":", linewidth=1)
     axes.annotate(
-        f"{frame_ms:g} ms, the length of a frame: above is slower than real time",
-        (0.99, frame_ms), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        ha="right", color="0.4", fontsize=8,
+        f"{frame_ms:g} ms, a frame's length: slower than real time above",
+        (0.01, frame_ms), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
+        color="0.25", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="age of the stream, s", ylabel="median of a frame, ms")
     axes.set_xticks(sorted({record["age_seconds"] for record in records}))
