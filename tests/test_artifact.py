@@ -185,6 +185,39 @@ def test_changed_files(tmp_path):
     assert message(tmp_path) == f"{tmp_path} is incomplete: encoder_model.onnx is missing; export it again"
 
 
+def test_links_that_lead_out(tmp_path):
+    directory = fill(tmp_path / "variant")
+    graph = directory / "encoder_model.onnx"
+    graph.rename(tmp_path / "elsewhere.onnx")
+    graph.symlink_to(tmp_path / "elsewhere.onnx")
+    assert message(directory) == f"{graph} is a link that leads out of the directory; copy the file there"
+    graph.unlink()
+    (tmp_path / "elsewhere.onnx").rename(directory / "real.onnx")
+    graph.symlink_to("real.onnx")
+    load_artifact(directory)
+    (tmp_path / "link").symlink_to(directory)
+    load_artifact(tmp_path / "link")
+
+
+def test_the_cache_of_the_hub_is_made_of_links(tmp_path):
+    """As `huggingface_hub.snapshot_download` lays it out."""
+    (tmp_path / "blobs").mkdir()
+    directory = fill(tmp_path / "made")
+    snapshot = tmp_path / "snapshots" / "0123" / "streaming-8cb"
+    snapshot.mkdir(parents=True)
+    for path in directory.iterdir():
+        path.rename(tmp_path / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("../../../blobs") / path.name)
+    load_artifact(snapshot, verify_hashes=True)
+
+
+@pytest.mark.parametrize("change", [{"name": "x" * 10_000}, {"source": {"model": "y" * 10_000, "revision": None}}])
+def test_names_have_an_end(tmp_path, change):
+    directory = fill(tmp_path)
+    edit(directory, lambda content: content.update(change))
+    assert "is 10000, expected at most 250" in message(directory)
+
+
 def test_changed_state_spec(tmp_path):
     path = fill(tmp_path) / "state_spec.txt"
     path.write_text(path.read_text().replace("enc_3 64 4", "enc_3 64 5"))

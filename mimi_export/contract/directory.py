@@ -159,10 +159,18 @@ def _check_sizes(directory: Path, files: Mapping[str, FileEntry]) -> None:
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{directory} is incomplete: {name} is missing; export it again")
+        if not _lies_in(path.resolve(), directory.resolve()):
+            raise ArtifactError(f"{path} is a link that leads out of the directory; copy the file there")
         if path.stat().st_size != entry.bytes:
             raise ArtifactError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}; export it again"
             )
+
+
+def _lies_in(file: Path, directory: Path) -> bool:
+    """Whether a file is in a directory, or where the Hub's own cache keeps those of a snapshot."""
+    snapshots = (folder for folder in directory.parents if folder.name == "snapshots")
+    return file.is_relative_to(directory) or any(file.parent == folder.parent / "blobs" for folder in snapshots)
 
 
 def _check_hashes(directory: Path, files: Mapping[str, FileEntry]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from mimi_export.contract.files import DIRECTORY_MARKER, sha256
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.records import FLAT, Reader, plain, shown
+from mimi_export.contract.records import FLAT, Reader, check_range, plain, shown
 from mimi_export.contract.spec import (
     GRAPH_KINDS,
     PAST,
@@ -38,6 +38,7 @@ STATE_SPEC_NAME = "state_spec.txt"
 BATCH_MANIFEST = "batch.json"
 BATCH_REPORT = "parity.json"
 
+MOST_NAME = 250  # characters
 DEMO = "demo"  # the small trained checkpoint that comes with this package
 CAUTIONS = {
     "synthetic": "made-up weights: they show sizes, speed and exactness, and what they decode is no speech",
@@ -92,7 +93,9 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Compute the specs now: what they refuse is no manifest."""
+        """Compute the specs now: what they refuse is no manifest. Names are shown, so they have an end."""
+        check_range("the length of name", len(self.name), 1, MOST_NAME)
+        check_range("the length of source.model", len(self.source.model), 1, MOST_NAME)
         _ = self.specs
 
     @cached_property

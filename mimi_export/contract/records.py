@@ -6,6 +6,9 @@
 Files may come from strangers. A key that is missing, unknown or there twice, a wrong type, a number without end and a
 text that a terminal would obey are refused in one line that names the file and the place; a value is shown short.
 
+pydantic would do a part of this, but not duplicate keys, endless numbers or control characters, and the base install
+would need it to load a variant.
+
 A field's metadata may say `key`, its name in the file, and `OPTIONAL` or `FLAT`.
 """
 

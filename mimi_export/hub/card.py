@@ -2,7 +2,7 @@
 
 `card.md` holds named sections with `$words`; this module chooses sections and says what the words are. The programs
 below `snippets` stand in it as they are. Equal manifests and reports give an equal card, byte for byte, so publishing
-again changes nothing.
+again changes nothing. Sections are chosen here, so the standard library's template is enough, without jinja2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Distances of short-time spectra, as running means: a stream of any length in constant memory.
 
 Magnitudes are scaled so that a full-scale sine has 1; a logarithm sees nothing below `FLOOR`. Signals that end inside
-a spectrum are continued with zeros.
+a spectrum are continued with zeros. (librosa has no running means, and would bring numba and scikit-learn.)
 """
 
 from __future__ import annotations
