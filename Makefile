@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fast test-compat test-oldest lint format build parity bench bench-peers node-deps clean
+.PHONY: help install demo test test-slow test-fast test-compat test-oldest test-maai lint format build parity bench bench-peers node-deps clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -86,6 +86,10 @@ test-compat:  ## the fast tests against an old transformers that is still a corr
 	$(COMPAT)/bin/python -m pip install --quiet torch==2.13.0
 	$(COMPAT)/bin/python -m pip install --quiet --editable '.[export,dev]' 'transformers==5.5.*' torch==2.13.0
 	$(COMPAT)/bin/python -m pytest -m "not slow"
+
+test-maai: $(STAMP)  ## the class of MaAI's package on our files
+	$(PIP) install --no-deps maai==0.2.25 einops==0.8.2
+	$(BIN)/python -m pytest tests/test_maai.py
 
 # `numpy>=1.26` of pyproject.toml becomes `numpy~=1.26.0`. These packages are for Python up to 3.12.
 LOWER_BOUNDS = $(shell sed -nE '/^dependencies = /,/^\]/ s/^ *"([a-z]+)>=([0-9.]+)",/\1~=\2.0/p' pyproject.toml)

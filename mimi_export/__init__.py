@@ -89,6 +89,8 @@ def export_variant(
     layout: Literal["window", "ring"] = "window",
     frames_per_call: int | None = None,
     rows: int | None = None,
+    head: Literal["codes", "latents", "both"] = "codes",
+    start: Literal["codes", "latents", "nothing"] | None = None,
     revision: str | None = None,
     name: str | None = None,
     force: bool = False,
@@ -102,6 +104,8 @@ def export_variant(
         layout: how keys and values are kept; a `StreamPool` needs a ring.
         frames_per_call: frames in one call of a ring, 1 unless given.
         rows: fix the independent streams of a call; free unless given.
+        head: what the encoder gives; `num_codebooks` says nothing where it is latents.
+        start: what the decoder takes; what the encoder gives unless given, nothing where the model has no decoder.
         revision: of a Hub model.
         name: the variant's name; the directory's unless given.
         force: replace an earlier variant directory.
@@ -115,8 +119,11 @@ def export_variant(
     from mimi_export.export import variant
     from mimi_export.model.checkpoint import load_checkpoint
 
-    shape = Shape(num_codebooks, layout, frames_per_call or (1 if layout == "ring" else None), rows)
-    return variant.export_variant(load_checkpoint(model, revision), output_dir, shape, name=name, force=force)
+    checkpoint = load_checkpoint(model, revision)
+    frames = frames_per_call or (1 if layout == "ring" else None)
+    takes = start or variant.usual_start(checkpoint, head)
+    shape = Shape(0 if head == "latents" else num_codebooks, layout, frames, rows, head, takes)
+    return variant.export_variant(checkpoint, output_dir, shape, name=name, force=force)
 
 
 def convert_variant(

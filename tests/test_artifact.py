@@ -130,7 +130,7 @@ def test_manifest_needs_both_graphs_and_a_possible_variant(tmp_path):
     (tmp_path / "encoder_model.onnx").touch()
     with pytest.raises(ArtifactError) as caught:
         write_manifest(tmp_path, a_manifest())
-    assert str(caught.value) == f"{tmp_path} has no decoder_model.onnx: write both graphs before the manifest"
+    assert str(caught.value) == f"{tmp_path} has no decoder_model.onnx: write all graphs before the manifest"
     with pytest.raises(ConfigError, match="num_codebooks is 33, but this model has 1 to 32 codebooks"):
         a_manifest(num_codebooks=33)
 

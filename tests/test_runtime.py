@@ -20,8 +20,8 @@ from mimi_export.errors import ArtifactError, AudioError, CodesError, ConfigErro
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.runtime import load
+from mimi_export.runtime.checks import check_audio, check_codes
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.stream import check_audio, check_codes
 
 F = 1920
 FRAMES = 30

@@ -1,5 +1,6 @@
 """The adapter: both module layouts, versions that are refused, and the untouched reference behind one interface."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -74,14 +75,27 @@ def test_parts_in_halves():
     ]
 
 
-@pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_half_a_codec_is_refused(half):
-    other = {"encoder": PARTS[4:], "decoder": PARTS[:3]}[half]
-    whole = SimpleNamespace(**{name: _module() for name in other})
-    model = SimpleNamespace(encoder=whole, decoder=whole, quantizer=_module())
-    setattr(model, half, None)
-    with pytest.raises(ConfigError, match=f"lacks .*{half}_seanet.*both halves"):
-        upstream.parts(model)
+@pytest.mark.parametrize(
+    ("missing", "words"), [(PARTS[:3], "lacks encoder_seanet, .*both halves"), (PARTS[5:], "lacks decoder_transformer")]
+)
+def test_a_codec_in_part_is_refused(missing, words):
+    encoder, decoder = (
+        SimpleNamespace(**{name: None if name in missing else _module() for name in names})
+        for names in (PARTS[:3], PARTS[4:])
+    )
+    with pytest.raises(ConfigError, match=words):
+        upstream.parts(SimpleNamespace(encoder=encoder, decoder=decoder, quantizer=_module()))
+
+
+def test_an_encoder_alone_is_a_model(tiny):
+    model = copy.deepcopy(tiny)
+    upstream.remove_decoder(model)
+    assert upstream.has_decoder(tiny)
+    assert not upstream.has_decoder(model)
+    names = set(upstream.tensors_on_disk(model))
+    assert names == {name for name in upstream.tensors_on_disk(tiny) if not name.startswith(upstream.DECODER_PREFIXES)}
+    with pytest.raises(ConfigError, match="has no decoder"):
+        upstream.decode(model, torch.zeros((1, 8, 3), dtype=torch.int64))
 
 
 def test_names_on_disk_are_the_published_ones(tiny):

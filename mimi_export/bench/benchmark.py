@@ -28,9 +28,9 @@ REPORT_NAME = "bench.json"
 
 
 def default_directories(root: Path, num_codebooks: int = 8) -> list[Path]:
-    """All variants below `root` with so many codebooks, by name; `ArtifactError` if there is none."""
+    """All variants below `root` with so many codebooks, or latents, by name; `ArtifactError` if there is none."""
     found = [path.parent for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
-    fitting = [path for path in found if load_artifact(path).manifest.shape.num_codebooks == num_codebooks]
+    fitting = [path for path in found if load_artifact(path).manifest.shape.num_codebooks in (0, num_codebooks)]
     if not fitting:
         raise ArtifactError(
             f"{root} holds no variant with {num_codebooks} codebooks; name directories, or make them with "
@@ -88,8 +88,9 @@ def benchmark(
         load = partial(load_source, source.model, source.revision)
         if model is not None:
             load = partial(load_checkpoint, model, revision)
+        count = max(contender.num_codebooks for contender in contenders) or 8
         contenders += baseline_contenders(
-            model or source.model, load, first.manifest.shape.num_codebooks, cache or cache_root(),
+            model or source.model, load, count, cache or cache_root(),
             public=public, peers=peers, peers_python=peers_python, progress=lambda step: progress(step, 0, 0),
         )  # fmt: skip
     before = _machines(plan, progress)

@@ -59,11 +59,12 @@ class Contender:
     precision: str = ""
     frames_per_call: int = 1
     num_codebooks: int = 8
+    kinds: tuple[GraphKind, ...] = GRAPH_KINDS
 
     @property
     def directions(self) -> tuple[str, ...]:
         """What it can do."""
-        return GRAPH_KINDS if self.directory is not None else PEERS[self.name].directions
+        return self.kinds if self.directory is not None else PEERS[self.name].directions
 
     @contextmanager
     def start(
@@ -137,6 +138,8 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
     """
     found: dict[str, Contender] = {}
     first = load_artifact(directories[0])
+    counts = (load_artifact(directory).manifest.shape.num_codebooks for directory in directories)
+    count = next(filter(None, counts), 0)
     for directory in directories:
         artifact, name = load_artifact(directory), directory.resolve().name
         manifest, shape = artifact.manifest, artifact.manifest.shape
@@ -150,7 +153,7 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
                 f"two variant directories are called {name}; rename one, their rows could not be told apart"
             )
         for what, one, two in (
-            ("codebooks", first.manifest.shape.num_codebooks, shape.num_codebooks),
+            ("codebooks", count, shape.num_codebooks or count),
             ("source", first.manifest.source, manifest.source),
             ("geometry", first.geometry, artifact.geometry),
         ):
@@ -160,7 +163,7 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
                     "variants of one model with one number of codebooks"
                 )
         frames = shape.frames_per_call or 1
-        described = (shape.layout, manifest.precision, frames, shape.num_codebooks)
+        described = (shape.layout, manifest.precision, frames, shape.num_codebooks, shape.kinds)
         found[name] = Contender(name, "ours", directory, None, sys.executable, *described)
     return list(found.values())
 

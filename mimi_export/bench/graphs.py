@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from mimi_export.bench.worker import Call, serve
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import BATCH, PAST, PRESENT, GraphKind, GraphSpec
+from mimi_export.contract.spec import BATCH, LATENTS, PAST, PRESENT, GraphKind, GraphSpec
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
-from mimi_export.runtime.codec import Codec
+from mimi_export.runtime.codec import Codec, Encoder
 from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.state import BoundCall, moving, ort_value
 
@@ -61,7 +61,8 @@ class GraphSubject:
         if "bare" in ways:
             made["bare"] = bare_call(self._graph, data, past, present)
         if "push" in ways:
-            stream = self._half.stream(batch)
+            half, codes = self._half, spec.data_output.name != LATENTS
+            stream: Any = half.stream(batch) if codes or not isinstance(half, Encoder) else half.latents(batch)
             stream.restore(dataclasses.replace(stream.snapshot(), states=past))
             pushed: Any = data[:, 0] if spec.kind == "encoder" else data
             made["push"] = lambda: stream.push(pushed)
@@ -96,9 +97,11 @@ def states_at(
 
 def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | None = None) -> Array:
     """Data of one call: the loudest stretch of `audio` `[n]` or of generated speech, every row another, as
-    `[batch, 1, samples]`; or uniformly random codes `[batch, K, frames]`.
+    `[batch, 1, samples]`; or uniformly random codes `[batch, K, frames]` or latents `[batch, frames, hidden]`.
     """
     frames = spec.shape.frames_per_call or 1
+    if spec.kind == "decoder" and spec.shape.start == LATENTS:
+        return np.random.default_rng(0).standard_normal((batch, frames, geometry.hidden_size), np.float32)
     if spec.kind == "decoder":
         return np.random.default_rng(0).integers(0, geometry.codebook_size, (batch, spec.shape.num_codebooks, frames))
     samples = frames * geometry.frame_size

@@ -7,7 +7,7 @@ import time
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,28 @@ class KvCache(str, Enum):
     ring = "ring"
 
 
+class Head(str, Enum):
+    """What the encoder gives."""
+
+    codes = "codes"
+    latents = "latents"
+    both = "both"
+
+
+class Contract(str, Enum):
+    """Whose client the files are for."""
+
+    maai = "maai"
+
+
+class Start(str, Enum):
+    """What the decoder takes."""
+
+    codes = "codes"
+    latents = "latents"
+    nothing = "nothing"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("export", short_help="Make encoder and decoder graphs from a checkpoint.")(export)
@@ -42,7 +64,7 @@ def export(
         typer.Option(
             "--num-codebooks",
             min=1,
-            help="Codes a frame: 8 are 1.1 kbit/s, 16 are 2.2, 32 are 4.4 [default: 8; of whole clips all].",
+            help="Codes a frame [default: 8, 1.1 kbit/s; of whole clips all].",
         ),
     ] = None,
     output_dir: Annotated[
@@ -52,26 +74,30 @@ def export(
         KvCache,
         typer.Option(
             "--kv-cache",
-            help="window: any number of frames per call; ring: fixed shapes and a position, for servers and "
-            "accelerators.",
+            help="window: any number of frames per call; ring: fixed shapes and a position.",
         ),
     ] = KvCache.window,
     frames_per_call: Annotated[
         int | None, typer.Option("--frames-per-call", min=1, help="Frames in one call of a ring [default: 1].")
     ] = None,
+    head: Annotated[Head | None, typer.Option("--head", help="What the encoder gives [default: codes].")] = None,
+    start: Annotated[
+        Start | None, typer.Option("--from", help="What the decoder takes [default: as --head]; nothing: no decoder.")
+    ] = None,
+    contract: Annotated[Contract | None, typer.Option("--contract", help="Files for EncoderMimiOnnx of MaAI.")] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="The variant's name [default: that of --output-dir, else streaming-Kcb]."),
+        typer.Option("--name", help="The variant's name [default: DIR's]."),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option("--rows", metavar="N", min=1, help="Independent streams in every call [default: free]."),
+        typer.Option("--rows", metavar="N", min=1, help="Streams in every call [default: free]."),
     ] = None,
     whole_clips: Annotated[
         bool,
         typer.Option(
             "--whole-clips",
-            help="Not for streams: graphs that transformers.js loads, checked against PyTorch before they are kept.",
+            help="Graphs for transformers.js, no streams.",
         ),
     ] = False,
     dtype: Annotated[
@@ -87,27 +113,41 @@ def export(
 
     \b
       mimi-export export --num-codebooks 8
-      mimi-export export --model synthetic --num-codebooks 16 --output-dir artifacts/try
       mimi-export export --kv-cache ring --frames-per-call 2
       mimi-export export --kv-cache ring --rows 16
+      mimi-export export --head latents
+      mimi-export export --contract maai
       mimi-export export --whole-clips --dtype fp32 --dtype q8
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     ring = kv_cache is KvCache.ring
+    if contract:
+        if any((ring, num_codebooks, rows, whole_clips, dtype, head, start, name)):
+            raise ConfigError("--contract fixes what the graphs are; only --frames-per-call goes with it")
+        _export_maai(model, revision, output_dir or ARTIFACTS / "maai", frames_per_call or 1, force, json)
+        return
     if whole_clips and (ring or frames_per_call is not None or rows is not None):
         raise ConfigError("--whole-clips has no streams; --kv-cache, --frames-per-call and --rows are for streams")
     if dtype and not whole_clips:
         raise ConfigError("--dtype goes with --whole-clips; for streaming variants use `mimi-export convert`")
     if frames_per_call is not None and not ring:
         raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
+    if whole_clips and (head or start):
+        raise ConfigError("--head and --from are for streams; graphs for whole clips give and take codes")
+    usual_head: Literal["codes", "latents"] = "latents" if start is Start.latents else "codes"
+    gives: Literal["codes", "latents", "both"] = head.value if head else usual_head
+    if num_codebooks and gives == "latents":
+        raise ConfigError("--num-codebooks goes with codes; latents have none (--head both gives both)")
+    count = 0 if gives == "latents" else num_codebooks or 8
     if whole_clips:
         usual = "batch" + (f"-{num_codebooks}cb" if num_codebooks else "")
     else:
-        usual = f"streaming-{num_codebooks or 8}cb" + ("-ring" if ring else "") + (f"-batch{rows}" if rows else "")
+        usual = "streaming" + (f"-{count}cb" if count else "") + ("" if gives == "codes" else "-latents")
+        usual += ("-ring" if ring else "") + (f"-batch{rows}" if rows else "")
     target = output_dir or ARTIFACTS / (name or usual)
     refuse_taken(target, force, BATCH_MANIFEST if whole_clips else MANIFEST_NAME)
     begin = time.monotonic()
     with needs_extra("export", "mimi-export export --whole-clips" if whole_clips else "mimi-export export"):
-        from mimi_export.export.variant import export_variant
+        from mimi_export.export.variant import export_variant, usual_start
         from mimi_export.export.whole_clip import export_batch
         from mimi_export.model.checkpoint import load_checkpoint
         from mimi_export.parity.whole_clip import check_batch
@@ -128,10 +168,11 @@ def export(
             )
             facts = {"num_codebooks": clips.num_codebooks, "layout": "batch", "dtypes": list(clips.dtypes)}
         else:
-            shape = Shape(num_codebooks or 8, kv_cache.value, (frames_per_call or 1) if ring else None, rows)
+            takes = start.value if start else usual_start(checkpoint, gives)
+            shape = Shape(count, kv_cache.value, (frames_per_call or 1) if ring else None, rows, gives, takes)
             made = export_variant(checkpoint, target, shape, name=name, force=force, progress=steps.step)
             facts = dataclasses.asdict(shape)
-            facts["batch"] = facts.pop("rows")
+            facts |= {"batch": facts.pop("rows"), "from": facts.pop("start")}
     seconds = time.monotonic() - begin
     files = sorted(made.files.items())
     if json:
@@ -146,6 +187,26 @@ def export(
         })  # fmt: skip
         return
     show_rows(f"{target} is ready after {seconds:.0f} s", [(file, mebibytes(entry.bytes)) for file, entry in files])
+
+
+def _export_maai(model: str, revision: str | None, target: Path, frames: int, force: bool, json: bool) -> None:
+    from mimi_export.contract.manifest import MAAI_MANIFEST
+
+    refuse_taken(target, force, MAAI_MANIFEST)
+    with needs_extra("export", "mimi-export export --contract maai"):
+        from mimi_export.export.maai import export_maai
+        from mimi_export.model.checkpoint import load_checkpoint
+    with Steps() as steps:
+        steps.step(f"loading {model}")
+        checkpoint = load_checkpoint(model, revision, progress=steps.advance)
+        record = export_maai(checkpoint, target, frames, force=force, progress=steps.step)
+    if json:
+        show_json({"command": "export", "path": str(target), **record})
+        return
+    levels = [
+        (name, f"{mebibytes(record['files'][name]['bytes'])}, {db:.1f} dB") for name, db in record["checks"].items()
+    ]
+    show_rows(f"{target} is ready: each graph's latents against PyTorch's", levels)
 
 
 def build(

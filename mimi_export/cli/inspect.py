@@ -15,7 +15,7 @@ import typer
 from mimi_export.cli.console import show_json, show_rows, show_table
 from mimi_export.cli.options import Json
 from mimi_export.contract.directory import Artifact, load_artifact
-from mimi_export.contract.spec import GRAPH_KINDS, StateSpec
+from mimi_export.contract.spec import StateSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def inspect(
     artifact = load_artifact(directory, verify_hashes=verify)
     opsets = _opsets(artifact)
     if json:
-        geometry = artifact.geometry
+        geometry, specs = artifact.geometry, artifact.manifest.specs
         show_json({
             "command": "inspect",
             "path": str(directory),
@@ -45,7 +45,7 @@ def inspect(
             "frame_rate": geometry.frame_rate,
             "bitrate": geometry.bitrate(artifact.manifest.shape.num_codebooks),
             "opset": opsets,
-            "states": {kind: [_record(state) for state in artifact.spec(kind).states] for kind in GRAPH_KINDS},
+            "states": {kind: [_record(state) for state in spec.states] for kind, spec in specs.items()},
             "manifest": artifact.manifest.to_dict(),
         })  # fmt: skip
         return
@@ -62,7 +62,9 @@ def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
         ("precision", manifest.precision),
         ("layout", f"{shape.layout}, {per_call} frames per call, batch {shape.rows or 'free'}"),
         ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
-        ("bitrates", _bitrates(artifact)),
+        ("encoder gives", shape.head if shape.head != "both" else "codes and latents"),
+        ("decoder takes", shape.start if shape.start != "nothing" else "nothing: there is none"),
+        *([("bitrates", _bitrates(artifact))] if shape.num_codebooks else []),
         ("codebooks", f"{shape.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),
         (
             "transformers",
@@ -78,10 +80,10 @@ def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
     show_rows(manifest.name, rows)
     files = [(name, entry.bytes, entry.sha256[:12]) for name, entry in sorted(manifest.files.items())]
     show_table("Files", ("name", "bytes", "SHA-256"), files)
-    for kind in GRAPH_KINDS:
+    for kind, spec in manifest.specs.items():
         states = [
             (state.past.name, state.present.name, state.dtype, _shape(state.past_shape), _shape(state.present_shape))
-            for state in artifact.spec(kind).states
+            for state in spec.states
         ]
         columns = ("input", "output", "type", "shape in", "shape out")
         show_table(f"States of the {kind}, in order, zeros at first", columns, states)
@@ -97,7 +99,7 @@ def _opsets(artifact: Artifact) -> dict[str, int]:
     """Version of the standard operator set of each graph."""
     from mimi_export.runtime.graph_file import check_graph_file
 
-    return {str(kind): check_graph_file(artifact.graph_path(kind)) for kind in GRAPH_KINDS}
+    return {str(kind): check_graph_file(artifact.graph_path(kind)) for kind in artifact.manifest.shape.kinds}
 
 
 def _record(state: StateSpec) -> dict[str, Any]:

@@ -139,8 +139,9 @@ def _show(run: ParityRun) -> None:
     _, times = tables.cost(run).only(1, 3, 5)
     rows = [row + cells for row, cells in zip(rows, times, strict=True)]
     show_table("Parity with batch PyTorch", [*columns, "enc ms", "dec ms", "rtf"], rows)
-    published = tables.published(run)
-    show_table(published.title, published.columns, published.rows)
+    for table in (tables.latents(run), tables.published(run)):
+        if table.rows:
+            show_table(table.title, table.columns, table.rows)
     checks = [
         (report.name, "ok" if check.passed else "MISSED", check.line.partition(": ")[2])
         for report in run.reports

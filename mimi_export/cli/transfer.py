@@ -25,7 +25,7 @@ from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet, re
 from mimi_export.media.resampling import Resampler
 from mimi_export.media.sources import PIPE, RawFormat
 from mimi_export.runtime import Codec
-from mimi_export.runtime.stream import check_codes
+from mimi_export.runtime.checks import check_codes
 
 BLOCK_FRAMES = 32  # frames decoded between two ticks
 SAFETENSORS = "safetensors"
@@ -227,7 +227,9 @@ def _audio_out(job: Job, rate: int, channels: int) -> Iterator[_AudioOut]:
 
 def _fitting(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> tuple[Iterator[Codes], int, int, int | None]:
     """Blocks of the codes to decode, channels, codebooks, and frames if known, after a comparison with the variant."""
-    geometry, most = codec.geometry, codec.artifact.manifest.shape.num_codebooks
+    geometry, most = codec.geometry, codec.decoder.spec.shape.num_codebooks
+    if codec.decoder.spec.shape.start != "codes":
+        raise CodesError(f"the decoder of {codec.artifact.path} takes latents and no codes")
     for name, wanted in (("sampling_rate", geometry.sampling_rate), ("frame_size", geometry.frame_size)):
         found = getattr(codes.metadata, name)
         if found not in (None, wanted):

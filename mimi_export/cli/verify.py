@@ -3,20 +3,25 @@
 Needs the base install only: no PyTorch and no onnx. Exit code 0: all is well. 1: the golden clip does not come out as
 it should. 5: the directory is no variant, incomplete, changed, or does not have the contract's inputs and outputs.
 With `--json`: `command`, `path`, `passed`, `files`, `frames`, `codes_equal_percent`, `codes_least_percent`, `snr_db`
-(a number, or `"exact"`), `snr_least_db`, `recorded_from` (the fp32 variant, or null), `onnxruntime`.
+of the audio and `latents_snr_db` (a number, or `"exact"`; null, as for the codes, where the variant does not give it),
+`snr_least_db`, `recorded_from` (the fp32 variant, or null), `onnxruntime`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.options import Json
 from mimi_export.errors import ParityError
+
+if TYPE_CHECKING:
+    from mimi_export.runtime.golden import GoldenResult
 
 
 def register(app: typer.Typer) -> None:
@@ -51,9 +56,10 @@ def verify(
             "passed": result.passed,
             "files": len(artifact.manifest.files),
             "frames": result.frames,
-            "codes_equal_percent": 100 * result.codes_equal,
+            "codes_equal_percent": None if result.codes_equal is None else 100 * result.codes_equal,
             "codes_least_percent": 100 * result.codes_least,
-            "snr_db": result.snr_db if math.isfinite(result.snr_db) else result.level,
+            "snr_db": _number(result.snr_db),
+            "latents_snr_db": _number(result.latents_db),
             "snr_least_db": result.snr_least,
             "recorded_from": result.recorded_from,
             "onnxruntime": onnxruntime.__version__,
@@ -67,8 +73,7 @@ def verify(
                     "graphs",
                     f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}",
                 ),
-                ("codes", f"{100 * result.codes_equal:.2f} % equal, at least {100 * result.codes_least:g} % wanted"),
-                ("audio", f"{result.level}, at least {result.snr_least:g} dB wanted"),
+                *_found(result),
             ],
         )
     if result.recorded_from is None and artifact.manifest.precision != "fp32":
@@ -77,3 +82,19 @@ def verify(
         )
     if not result.passed:
         raise ParityError(f"{directory} {result.missed(artifact.manifest)}")
+
+
+def _number(value: float | None) -> float | str | None:
+    from mimi_export.runtime.golden import level
+
+    return value if value is None or math.isfinite(value) else level(value)
+
+
+def _found(result: GoldenResult) -> Iterator[tuple[str, str]]:
+    from mimi_export.runtime.golden import level
+
+    if result.codes_equal is not None:
+        yield "codes", f"{100 * result.codes_equal:.2f} % equal, at least {100 * result.codes_least:g} % wanted"
+    for what, found in (("latents", result.latents_db), ("audio", result.snr_db)):
+        if found is not None:
+            yield what, f"{level(found)}, at least {result.snr_least:g} dB wanted"

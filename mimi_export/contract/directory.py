@@ -30,7 +30,7 @@ from mimi_export.contract.manifest import (
     parse_manifest,
 )
 from mimi_export.contract.records import Reader
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, state_spec_text
+from mimi_export.contract.spec import GraphKind, GraphSpec, state_spec_text
 from mimi_export.errors import ArtifactError
 
 HOW_TO_CREATE = (
@@ -82,10 +82,9 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Man
         OutputError: the directory cannot be written.
     """
     directory = Path(directory)
-    for kind in GRAPH_KINDS:
-        name = manifest.spec(kind).file_name
-        if not (directory / name).is_file():
-            raise ArtifactError(f"{directory} has no {name}: write both graphs before the manifest")
+    for spec in manifest.specs.values():
+        if not (directory / spec.file_name).is_file():
+            raise ArtifactError(f"{directory} has no {spec.file_name}: write all graphs before the manifest")
     with atomic_file(directory / STATE_SPEC_NAME, force=True) as temporary:
         temporary.write_bytes(_state_spec(manifest))
     manifest = dataclasses.replace(manifest, files=list_files(directory, MANIFEST_NAME))
@@ -184,4 +183,4 @@ def _check_hashes(directory: Path, files: Mapping[str, FileEntry]) -> None:
 
 
 def _state_spec(manifest: Manifest) -> bytes:
-    return state_spec_text(manifest.geometry, manifest.shape.num_codebooks).encode()
+    return state_spec_text(manifest.geometry, manifest.shape.num_codebooks, manifest.shape.kinds).encode()

@@ -21,7 +21,6 @@ from mimi_export.contract.files import DIRECTORY_MARKER, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.records import FLAT, Reader, check_range, plain, shown
 from mimi_export.contract.spec import (
-    GRAPH_KINDS,
     PAST,
     GraphKind,
     GraphSpec,
@@ -37,6 +36,7 @@ MANIFEST_NAME = DIRECTORY_MARKER
 STATE_SPEC_NAME = "state_spec.txt"
 BATCH_MANIFEST = "batch.json"
 BATCH_REPORT = "parity.json"
+MAAI_MANIFEST = "maai.json"
 
 MOST_NAME = 250  # characters
 DEMO = "demo"  # the small trained checkpoint that comes with this package
@@ -100,11 +100,13 @@ class Manifest:
 
     @cached_property
     def specs(self) -> Mapping[GraphKind, GraphSpec]:
-        """Inputs and outputs of both graphs."""
-        return {kind: graph_spec(self.geometry, kind, self.shape) for kind in GRAPH_KINDS}
+        """Inputs and outputs of the graphs that there are."""
+        return {kind: graph_spec(self.geometry, kind, self.shape) for kind in self.shape.kinds}
 
     def spec(self, kind: GraphKind) -> GraphSpec:
-        """Inputs and outputs of one graph."""
+        """Inputs and outputs of one graph; `ArtifactError` where the variant is an encoder alone."""
+        if kind not in self.specs:
+            raise ArtifactError(f"{self.name} has no {kind}: it was exported as an encoder alone")
         return self.specs[kind]
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +118,7 @@ class Manifest:
             **plain(self.shape),
             "source": plain(self.source),
             "geometry": plain(self.geometry),
-            "graphs": {kind: _graph_record(self.spec(kind)) for kind in GRAPH_KINDS},
+            "graphs": {kind: _graph_record(spec) for kind, spec in self.specs.items()},
             "conversion": [dict(record) for record in self.conversion],
             "tools": dict(sorted(self.tools.items())),
             "files": plain(dict(sorted(self.files.items()))),
@@ -152,7 +154,7 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
     content = reader.version(content, FORMAT_VERSION, "manifest of mimi-export")
     graphs = content.pop("graphs", None)
     manifest = reader.record(Manifest, content)
-    _check_names(reader, manifest.files, [*(manifest.spec(kind).file_name for kind in GRAPH_KINDS), STATE_SPEC_NAME])
+    _check_names(reader, manifest.files, [*(spec.file_name for spec in manifest.specs.values()), STATE_SPEC_NAME])
     difference = _first_difference(graphs, manifest.to_dict()["graphs"], "graphs")
     if difference is not None:
         place, found, wanted = difference
@@ -209,7 +211,7 @@ def metadata_props(manifest: Manifest) -> dict[str, str]:
         "frames_per_call": "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call),
         "source_model": manifest.source.model,
         "states": json.dumps(
-            {kind: [_state_record(state) for state in manifest.spec(kind).states] for kind in GRAPH_KINDS},
+            {kind: [_state_record(state) for state in spec.states] for kind, spec in manifest.specs.items()},
             separators=(",", ":"),
         ),
     }

@@ -95,7 +95,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip through one variant; `codes` and `decoder_calls` are by the number of frames in a call."""
+    """One clip through one variant; `codes` and the `…_calls` are by the number of frames in a call."""
 
     name: str
     stress: bool
@@ -107,6 +107,7 @@ class Clip:
     end_to_end: Difference
     decoder_calls: Mapping[str, Difference]
     drift: Mapping[str, Drift]
+    latent_calls: Mapping[str, Difference] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Timing:
     """Time of both graphs, and seconds of work for a second of audio."""
 
     encoder: FrameTime
-    decoder: FrameTime
+    decoder: FrameTime | None
     real_time_factor: Level
 
 

@@ -14,7 +14,7 @@ What a convolution remembers is said in `network`. The transformers remember key
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +25,8 @@ from mimi_export.contract.records import OPTIONAL, check_range
 from mimi_export.errors import ConfigError
 
 KvLayout = Literal["window", "ring"]
+Head = Literal["codes", "latents", "both"]
+Start = Literal["codes", "latents", "nothing"]
 Dim = int | str
 GRAPH_KINDS: tuple[GraphKind, ...] = ("encoder", "decoder")
 
@@ -32,6 +34,7 @@ BATCH = "batch"
 SAMPLES = "samples"
 FRAMES = "frames"
 CODEBOOKS = "codebooks"
+LATENTS = "latents"
 PAST = "past"
 PRESENT = "present"
 MOST_IN_CALL = 1 << 16  # frames, or rows
@@ -43,10 +46,13 @@ class Shape:
     """What a user chooses about a variant's graphs, beside the model.
 
     Attributes:
-        num_codebooks: codes a frame; for a decoder the most that it accepts.
+        num_codebooks: codes a frame; for a decoder the most that it accepts; 0 where there are latents alone.
         layout: how keys and values are kept.
         frames_per_call: frames in one call; `None` leaves it free. A ring needs a number, a window has none.
         rows: independent streams in one call; `None` leaves it free. Files call it `batch`.
+        head: what the encoder gives: codes, latents (what its quantiser would get), or both from one pass.
+        start: what the decoder takes, some of what the encoder gives; `nothing` where there is no decoder. Files call
+            it `from`.
 
     Raises:
         ConfigError: no model has such graphs.
@@ -56,18 +62,37 @@ class Shape:
     layout: KvLayout = "window"
     frames_per_call: int | None = None
     rows: int | None = field(default=None, metadata={"key": "batch", **OPTIONAL})
+    head: Head = field(default="codes", metadata=OPTIONAL)
+    start: Start = field(default="codes", metadata={"key": "from", **OPTIONAL})
 
     def __post_init__(self) -> None:
         """Refuse what is wrong for every model."""
         if (self.layout == "ring") != (self.frames_per_call is not None):
             raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
+        if self.head == LATENTS and self.num_codebooks:
+            raise ConfigError(f"num_codebooks is {self.num_codebooks}; it is 0 where the encoder gives latents alone")
+        if self.start not in ("nothing", *(("codes", LATENTS) if self.head == "both" else (self.head,))):
+            raise ConfigError(
+                f"the decoder cannot take {self.start} where the encoder gives {self.head}; an encoder that gives both "
+                "goes with either"
+            )
         for name, value in (
-            ("num_codebooks", self.num_codebooks),
+            ("num_codebooks", None if self.head == LATENTS else self.num_codebooks),
             ("frames_per_call", self.frames_per_call),
             ("batch", self.rows),
         ):
             if value is not None:
                 check_range(name, value, 1, MOST_IN_CALL)
+
+    @property
+    def kinds(self) -> tuple[GraphKind, ...]:
+        """The graphs that there are."""
+        return GRAPH_KINDS if self.start != "nothing" else ("encoder",)
+
+    @property
+    def decoded_codebooks(self) -> int | None:
+        """Codebooks from which audio is decoded; 0 from latents, `None` without a decoder."""
+        return {"codes": self.num_codebooks, LATENTS: 0, "nothing": None}[self.start]
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,11 @@ class TensorSpec:
     name: str
     dtype: Literal["float32", "int64"]
     shape: tuple[Dim, ...]
+
+    @property
+    def time_axis(self) -> int:
+        """Where samples or frames are counted: latents have their channels last, all other data time."""
+        return 1 if self.name == LATENTS else 2
 
 
 @dataclass(frozen=True)
@@ -107,9 +137,10 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """All inputs and outputs of one graph: the data, then the states in their published order.
+    """All inputs and outputs of one graph: the data, then the states in their published order, then further data.
 
-    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps.
+    `frame_size` is audio samples in a frame, `window_length` the tokens that a full window keeps. `further` are the
+    latents of an encoder that gives codes first: at the end, where clients that count outputs do not meet them.
     """
 
     kind: GraphKind
@@ -119,6 +150,12 @@ class GraphSpec:
     data_input: TensorSpec
     data_output: TensorSpec
     states: tuple[StateSpec, ...]
+    further: tuple[TensorSpec, ...] = ()
+
+    @property
+    def data_outputs(self) -> tuple[TensorSpec, ...]:
+        """What is no state, the first output first."""
+        return (self.data_output, *self.further)
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -128,7 +165,7 @@ class GraphSpec:
     @property
     def outputs(self) -> list[TensorSpec]:
         """Outputs in order."""
-        return [self.data_output, *(state.present for state in self.states)]
+        return [self.data_output, *(state.present for state in self.states), *self.further]
 
     @property
     def file_name(self) -> str:
@@ -165,17 +202,23 @@ def ring_capacity(geometry: Geometry, frames_per_call: int) -> int:
 
 def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
     """The inputs and outputs of one graph; `ConfigError` where the model has no such number of codebooks."""
-    geometry.check_num_codebooks(shape.num_codebooks)
+    if shape.num_codebooks:
+        geometry.check_num_codebooks(shape.num_codebooks)
     rows: Dim = BATCH if shape.rows is None else shape.rows
     samples: Dim = SAMPLES if shape.frames_per_call is None else shape.frames_per_call * geometry.frame_size
     frames: Dim = FRAMES if shape.frames_per_call is None else shape.frames_per_call
     audio = (rows, 1, samples)
+    latents = TensorSpec(LATENTS, "float32", (rows, frames, geometry.hidden_size))
+    further: tuple[TensorSpec, ...] = ()
     if kind == "encoder":
         data_input = TensorSpec("input_values", "float32", audio)
-        data_output = TensorSpec("audio_codes", "int64", (rows, shape.num_codebooks, frames))
+        codes = TensorSpec("audio_codes", "int64", (rows, shape.num_codebooks, frames))
+        data_output, *rest = {"codes": (codes,), LATENTS: (latents,), "both": (codes, latents)}[shape.head]
+        further = tuple(rest)
     else:
         codebooks: Dim = CODEBOOKS if shape.num_codebooks > 1 else 1
-        data_input = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
+        codes = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
+        data_input = latents if shape.start == LATENTS else codes
         data_output = TensorSpec("audio_values", "float32", audio)
     states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, shape, rows))
     window = geometry.sliding_window - 1
@@ -183,17 +226,17 @@ def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
     numbers = sum(map(math.prod, shapes))
     if numbers > MOST_NUMBERS:
         raise ConfigError(f"the state of one stream would have {numbers} numbers, expected at most {MOST_NUMBERS}")
-    return GraphSpec(kind, shape, geometry.frame_size, window, data_input, data_output, states)
+    return GraphSpec(kind, shape, geometry.frame_size, window, data_input, data_output, states, further)
 
 
-def state_spec_text(geometry: Geometry, num_codebooks: int) -> str:
+def state_spec_text(geometry: Geometry, num_codebooks: int, kinds: Sequence[GraphKind] = GRAPH_KINDS) -> str:
     """The text of `state_spec.txt`: the published list of convolution states."""
     lines = [
         "# Conv state specs for streaming ONNX model",
         f"# num_codebooks={num_codebooks}",
         "# Format: type name channels temporal_size",
     ]
-    for kind in GRAPH_KINDS:
+    for kind in kinds:
         lines += ["", f"[{kind}]"]
         for layer in _stateful(geometry, kind):
             word = "conv_tr" if layer.transposed else "conv"

@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 
 
 class Calibration:
-    """Sound for both graphs; the decoder is fed with what the encoder made of it, so the encoder comes first.
+    """Sound for all graphs; the decoder is fed with what the encoder made of it, so the encoder comes first.
 
     Args:
         geometry: of the model.
@@ -60,7 +60,7 @@ class Calibration:
         frames = max(1, len(sound) // geometry.frame_size)
         self._sound: Array = np.zeros((1, 1, frames * geometry.frame_size), np.float32)
         self._sound[0, 0, : len(sound)] = sound[: self._sound.shape[2]]
-        self._codes: Array | None = None
+        self._heard = {"input_values": self._sound}  # data of both graphs, by name
 
     def record(self) -> dict[str, Any]:
         """For the manifest: what was heard, and the SHA-256 of its samples (float32, little-endian)."""
@@ -90,32 +90,35 @@ class Calibration:
     def _listen(self, model: ir.Model, spec: GraphSpec, matmuls: dict[str, Matmul]) -> dict[str, Gram]:
         grams = {str(matmul.x.name): Gram(len(matmul.matrix())) for matmul in matmuls.values()}
         session = _session_with(model, grams)
-        data, unit = (self._sound, spec.frame_size) if spec.kind == "encoder" else (self._codes, 1)
+        data, axis = self._heard.get(spec.data_input.name), spec.data_input.time_axis
         if data is None:
-            raise ValueError("the decoder is calibrated with the encoder's codes; calibrate the encoder first")
+            raise ValueError("the decoder is calibrated with what the encoder gives; calibrate the encoder first")
+        unit = spec.frame_size if spec.kind == "encoder" else 1
         rows = spec.shape.rows or 1
         states = {state.past.name: np.zeros(state.initial_shape(rows), np.dtype(state.dtype)) for state in spec.states}
         frames = spec.shape.frames_per_call or FRAMES_PER_CALL
-        results = []
-        for call in _calls(data, frames * unit):
+        results: dict[str, list[Array]] = {tensor.name: [] for tensor in spec.data_outputs}
+        for call in _calls(data, frames * unit, axis):
             feeds = {spec.data_input.name: np.repeat(call, rows, axis=0), **states}
             values = dict(zip((output.name for output in session.get_outputs()), session.run(None, feeds), strict=True))
             states = {state.past.name: values[state.present.name] for state in spec.states}
-            results.append(values[spec.data_output.name][:1])
+            for name, parts in results.items():
+                parts.append(values[name][:1])
             for name, gram in grams.items():
                 seen = values[name].reshape(-1, values[name].shape[-1])
-                most = ROWS_PER_FRAME * max(1, call.shape[2] // unit)
+                most = ROWS_PER_FRAME * max(1, call.shape[axis] // unit)
                 gram.push(seen[:: -(-len(seen) // most)])
-        if spec.kind == "encoder":
-            self._codes = np.concatenate(results, axis=2)
+        for tensor in spec.data_outputs:
+            self._heard[tensor.name] = np.concatenate(results[tensor.name], tensor.time_axis)
         return grams
 
 
-def _calls(data: Array, size: int) -> Iterable[Array]:
+def _calls(data: Array, size: int, axis: int) -> Iterable[Array]:
     """Whole calls; what is left at the end is too short for a graph that fixes its length."""
-    if data.shape[2] < size:
-        data = np.pad(data, ((0, 0), (0, 0), (0, size - data.shape[2])))
-    return (data[..., start : start + size] for start in range(0, data.shape[2] - size + 1, size))
+    missing = max(0, size - data.shape[axis])
+    data = np.pad(data, [(0, missing if place == axis else 0) for place in range(3)])
+    starts = range(0, data.shape[axis] - size + 1, size)
+    return (data.take(range(start, start + size), axis) for start in starts)
 
 
 def _session_with(model: ir.Model, names: Iterable[str]) -> ort.InferenceSession:

@@ -28,7 +28,7 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, metadata_props
 from mimi_export.contract.precision import Int8Options, Options
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
+from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.errors import ArtifactError, OutputError
 from mimi_export.export.calibration import Calibration
 from mimi_export.export.precision import Form, Forms, check_patterns, weight_forms
@@ -100,11 +100,11 @@ def convert(
     _refuse_converted(parent)
     with atomic_directory(target, force) as directory:
         graphs: dict[GraphKind, ConvertedGraph] = {}
-        models = {kind: ir.load(parent.graph_path(kind)) for kind in GRAPH_KINDS}
+        models = {kind: ir.load(parent.graph_path(kind)) for kind in parent.manifest.shape.kinds}
         _refuse_mixed(parent, models)
         check_patterns(models, options)
         calibration = calibration_for(options, parent.geometry)
-        for kind in GRAPH_KINDS:
+        for kind in parent.manifest.shape.kinds:
             progress(f"converting the {kind} to {options.precision}")
             graphs[kind] = convert_graph(models[kind], parent.spec(kind), options, calibration, progress)
         manifest = dataclasses.replace(
@@ -118,8 +118,7 @@ def convert(
             ],
             files={},
         )
-        for kind in GRAPH_KINDS:
-            spec = manifest.spec(kind)
+        for kind, spec in manifest.specs.items():
             progress(f"writing and checking {spec.file_name}")
             path = directory / spec.file_name
             ir.save(SetMetadata(metadata_props(manifest), __version__)(graphs[kind].model).model, path)

@@ -20,14 +20,12 @@ from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import (
-    GRAPH_KINDS,
-    GraphSpec,
-    Shape,
-)
+from mimi_export.contract.spec import GraphSpec, Head, Shape, Start
+from mimi_export.errors import ConfigError
 from mimi_export.export.trace import OPSET, onnx_program
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import streaming_graph
+from mimi_export.model.upstream import NO_DECODER, has_decoder
 from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.taps import RemoveTapOutputs
 from mimi_export.runtime.golden import write_golden
@@ -47,7 +45,7 @@ def export_variant(
     force: bool = False,
     progress: Progress = logger.info,
 ) -> Manifest:
-    """Write a variant directory: both graphs, `state_spec.txt` and `manifest.json`.
+    """Write a variant directory: all graphs, `state_spec.txt` and `manifest.json`.
 
     Nothing is at `output_dir` until everything is.
 
@@ -61,7 +59,7 @@ def export_variant(
         progress: told of each step.
 
     Raises:
-        ConfigError: this model has no such number of codebooks.
+        ConfigError: this model has no such number of codebooks, or no decoder.
         OutputError: the directory exists and `force` is not given, or cannot be written.
     """
     manifest = Manifest(
@@ -71,9 +69,10 @@ def export_variant(
         Source(checkpoint.source, checkpoint.revision),
         tools=tool_versions(),
     )
+    if "decoder" in shape.kinds and not has_decoder(checkpoint.model):
+        raise ConfigError(f"{checkpoint.source}: {NO_DECODER}")
     with atomic_directory(output_dir, force) as directory:
-        for kind in GRAPH_KINDS:
-            graph = manifest.spec(kind)
+        for kind, graph in manifest.specs.items():
             progress(f"tracing the {kind}")
             model = onnx_program(streaming_graph(checkpoint, graph), opset)
             finish(model, graph, metadata_props(manifest))
@@ -85,6 +84,13 @@ def export_variant(
         manifest = write_manifest(directory, manifest)
         load_artifact(directory)
     return manifest
+
+
+def usual_start(checkpoint: Checkpoint, head: Head) -> Start:
+    """What a decoder takes where nobody says: what the encoder gives, codes first; nothing where there is none."""
+    if not has_decoder(checkpoint.model):
+        return "nothing"
+    return "latents" if head == "latents" else "codes"
 
 
 def tool_versions() -> dict[str, str]:

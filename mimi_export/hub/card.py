@@ -19,7 +19,6 @@ from mimi_export import __version__
 from mimi_export.contract.manifest import DEMO, Manifest
 from mimi_export.contract.records import plain
 from mimi_export.contract.report import FORMAT_VERSION, VariantRecord
-from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError
 from mimi_export.hub import tables
 from mimi_export.hub.subjects import Subject
@@ -126,7 +125,7 @@ def _stream(manifest: Manifest) -> str:
 
 def _choice(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Advice on what the variants differ in, as items of a list."""
-    counts = sorted({manifest.shape.num_codebooks for manifest in manifests})
+    counts = sorted({manifest.shape.num_codebooks for manifest in manifests} - {0})
     if len(counts) > 1:
         rates = ", ".join(f"{count} ({manifests[0].geometry.bitrate(count) / 1000:g} kbit/s)" for count in counts)
         yield _prose("codebooks", rates=rates, least=counts[0])
@@ -136,8 +135,14 @@ def _choice(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _use(manifests: Sequence[Manifest], repository: str) -> Iterator[str]:
-    """The programs, for the first variant of the window layout: they pass any number of frames a call."""
-    manifest = next((manifest for manifest in manifests if manifest.shape.layout == "window"), None)
+    """The programs: one of latents, and those for the first variant of the window layout, which pass any number of
+    frames a call and hand on to the decoder what the encoder gives first.
+    """
+    latents = next((manifest for manifest in manifests if manifest.shape.head != "codes"), None)
+    if latents is not None:
+        yield _prose("latents", name=latents.name)
+    fitting = (m for m in manifests if m.shape.layout == "window" and m.shape.start == "codes")
+    manifest = next(fitting, None)
     if manifest is None:
         return
     yield _prose("use", repository=repository, name=manifest.name)
@@ -158,6 +163,8 @@ def _quality(records: Sequence[VariantRecord]) -> Iterator[str]:
         seconds=f"{first.seconds:.3g}",
         table=tables.quality(records),
     )
+    if table := tables.latents(records):
+        yield _prose("latents_quality", table=table)
     seconds = [record.published.seconds for record in records if record.published is not None]
     if seconds:
         yield _prose("published", seconds=f"{seconds[0]:g}", table=tables.published(records))
@@ -182,21 +189,22 @@ def _differences(manifest: Manifest, records: Sequence[VariantRecord]) -> str:
 
 
 def _states(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """The tables of states, one for each contract among the variants: layout and frames a call."""
+    """The tables of states, one for each contract among the variants."""
     contracts: dict[Any, Manifest] = {}
     for manifest in manifests:
-        contracts.setdefault((manifest.shape.layout, manifest.shape.frames_per_call), manifest)
+        shape = manifest.shape
+        contracts.setdefault((shape.layout, shape.frames_per_call, shape.head, shape.start), manifest)
     for manifest in contracts.values():
         frames = manifest.shape.frames_per_call
         calls = "any number of frames" if frames is None else f"{frames} frame(s)"
-        for kind in GRAPH_KINDS:
+        for kind, spec in manifest.specs.items():
             yield _prose(
                 "states",
                 kind=kind,
                 layout=manifest.shape.layout,
                 calls=calls,
                 num_codebooks=manifest.shape.num_codebooks,
-                table=tables.states(manifest.spec(kind)),
+                table=tables.states(spec),
             )
 
 

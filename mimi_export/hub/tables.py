@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mimi_export.contract.report import Difference, Level, VariantRecord
+from mimi_export.contract.report import Difference, FrameTime, Level, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
 from mimi_export.hub.subjects import Subject
 
@@ -39,12 +39,14 @@ def variants(subjects: Sequence[Subject]) -> str:
         if subject.manifest is None:
             continue
         manifest = subject.manifest
-        encoder, decoder = (manifest.files[manifest.spec(kind).file_name].bytes for kind in GRAPH_KINDS)
+        sizes = [_mib(manifest.files[spec.file_name].bytes) for spec in manifest.specs.values()]
         calls = "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call)
-        rate = f"{manifest.geometry.bitrate(manifest.shape.num_codebooks) / 1000:g} kbit/s"
+        count = manifest.shape.num_codebooks
+        rate = f"{manifest.geometry.bitrate(count) / 1000:g} kbit/s" if count else "–"
+        gives = [str(count)] * bool(count) + ["latents"] * (manifest.shape.head != "codes")
         rows.append([
-            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", str(manifest.shape.num_codebooks), rate,
-            manifest.precision, manifest.shape.layout, calls, _mib(encoder), _mib(decoder),
+            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", " and ".join(gives), rate,
+            manifest.precision, manifest.shape.layout, calls, *[*sizes, "–"][:2],
         ])  # fmt: skip
     columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
     return markdown(columns, rows)
@@ -71,8 +73,9 @@ def quality(records: Sequence[VariantRecord]) -> str:
     rows: Rows = []
     for record in records:
         codes, clip = record.codes, record.clips[0]
+        counts = [str(count) if codes.total else "–" for count in (codes.differ, codes.ties)]
         rows.append([
-            f"`{record.name}`", level(codes.equal_percent, 3), str(codes.differ), str(codes.ties),
+            f"`{record.name}`", level(codes.equal_percent, 3), *counts,
             level(None if clip.latents is None else clip.latents.snr_db, 1), level(clip.decoder.snr_db, 1),
             level(clip.decoder.cosine, 7), level(clip.end_to_end.snr_db, 1),
         ])  # fmt: skip
@@ -81,6 +84,17 @@ def quality(records: Sequence[VariantRecord]) -> str:
         "end-to-end SNR dB",
     )  # fmt: skip
     return markdown(columns, rows)
+
+
+def latents(records: Sequence[VariantRecord]) -> str:
+    """What graphs give as latents, for each clip and way to call; nothing where none gives any."""
+    rows: Rows = [
+        [f"`{record.name}`", clip.name, way, *_three(difference, (1, 9))]
+        for record in records
+        for clip in record.clips
+        for way, difference in (clip.latent_calls or {}).items()
+    ]
+    return markdown(("variant", "clip", "frames a call", "SNR dB", "cosine", "max abs"), rows, 2) if rows else ""
 
 
 def published(records: Sequence[VariantRecord]) -> str:
@@ -100,7 +114,7 @@ def speed(records: Sequence[VariantRecord]) -> str:
     rows: Rows = []
     for record in records:
         if record.timing is not None:
-            times = (record.timing.encoder, record.timing.decoder)
+            times = (record.timing.encoder, record.timing.decoder or FrameTime(None, None))
             values = [level(value, 1) for time in times for value in (time.median_ms, time.p95_ms)]
             rows.append([f"`{record.name}`", *values, level(record.timing.real_time_factor, 2)])
     columns = (
@@ -116,6 +130,7 @@ def states(graph: GraphSpec) -> str:
         f"{graph.data_input.dtype} → {graph.data_output.dtype}",
         f"{_shape(graph.data_input.shape)} → {_shape(graph.data_output.shape)}", "",
     ]]  # fmt: skip
+    rows += [["", f"`{tensor.name}`", tensor.dtype, _shape(tensor.shape), ""] for tensor in graph.further]
     for state in graph.states:
         first = [1, *state.initial_shape(1)[1:]]
         rows.append([

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.files import sha256
@@ -29,12 +31,15 @@ from mimi_export.contract.records import Reader, shown
 from mimi_export.errors import ArtifactError, CheckpointError, ConfigError, some
 from mimi_export.model import upstream
 from mimi_export.model.download import WEIGHTS, download_checkpoint
+from mimi_export.model.kyutai import huggingface_state_dict, is_kyutai
 from mimi_export.model.synthetic import SYNTHETIC_NAMES, synthetic_directory, synthetic_revision
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
+SUFFIX = ".safetensors"
+MARK = "quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"  # a name that every Mimi has
 
 DEMO_DIRECTORY = Path(__file__).parent / "demo"  # scripts/train_demo.py made it
 BUILT_IN = (DEMO, *SYNTHETIC_NAMES)
@@ -72,7 +77,8 @@ def load_checkpoint(
     """Load a Mimi model, in float32 and evaluation mode.
 
     Args:
-        model: a Hub id (`kyutai/mimi`), a directory with `config.json` and `model.safetensors`, or a built-in one:
+        model: a Hub id (`kyutai/mimi`), a directory with `config.json` and `model.safetensors`, a safetensors file in
+            Hugging Face's or Kyutai's names (with the sizes of a `config.json` beside it, or Kyutai's), or a built-in:
             `demo` (small, trained on speech), `synthetic` (Kyutai's sizes) and `synthetic:tiny` (both made up). A
             directory wins over a Hub id of the same name.
         revision: branch, tag or commit on the Hub; for a Hub id only.
@@ -86,7 +92,7 @@ def load_checkpoint(
     upstream.check_transformers_version()
     cache = None if cache_dir is None else Path(cache_dir)
     directory = Path(model).expanduser()
-    is_directory = model != "" and directory.is_dir()
+    is_directory = model != "" and (directory.is_dir() or (directory.suffix == SUFFIX and directory.is_file()))
     if revision is not None and (is_directory or model in BUILT_IN):
         raise ConfigError(f"{model} has no revisions; a revision goes with a model on the Hub")
     if model == DEMO:
@@ -124,29 +130,41 @@ def load_source(
     return checkpoint
 
 
-def read_checkpoint(directory: Path, source: str, revision: str | None) -> Checkpoint:
-    """Read `config.json` and the weights of `directory`; `source` is what messages and manifests call it.
+def read_checkpoint(path: Path, source: str, revision: str | None) -> Checkpoint:
+    """Read the configuration and the weights of a directory or file; `source` is what messages and manifests call it.
+
+    Weights may lie below a prefix in those of a larger model. Without any of the decoder the model is an encoder alone.
 
     Raises:
         CheckpointError, ConfigError: as for `load_checkpoint`.
     """
-    config = _read_config(directory, source)
+    config = _read_config(path, source)
+    geometry = Geometry.from_config(upstream.config_fields(config))
+    files = _weight_files(path, source)
+    sizes = {name: torch.empty(shape, device="meta") for name, shape in _stored_shapes(files, source).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _named(sizes, geometry, source).items()}
+    alone = not any(name.startswith(upstream.DECODER_PREFIXES) for name in shapes)
     with upstream.quiet_transformers(), torch.device("meta"):  # sizes alone: nothing is allocated for a stranger's file
-        _check_tensors(MimiModel(config), _stored_shapes(directory, source), source)
+        empty = MimiModel(config)
+    if alone:
+        upstream.remove_decoder(empty)
+    _check_tensors(empty, shapes, source)
     try:
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
         with upstream.quiet_transformers():
             model, report = MimiModel.from_pretrained(
-                directory,
+                None,
                 config=config,
+                state_dict=_named(tensors, geometry, source),
                 dtype=torch.float32,
                 attn_implementation="sdpa",
-                use_safetensors=True,
-                local_files_only=True,
                 ignore_mismatched_sizes=True,  # reported and refused below, in one line
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"transformers cannot load {source}: {_one_line(error)}") from error
+    if alone:
+        upstream.remove_decoder(model)
     model.eval().requires_grad_(False)
     model.config._name_or_path = source  # noqa: SLF001 - else it keeps the directory's path, which is nobody's business
     broken = [
@@ -154,8 +172,9 @@ def read_checkpoint(directory: Path, source: str, revision: str | None) -> Check
     ]
     if broken:
         raise CheckpointError(f"{source} has weights that are not finite numbers: {some(broken)}")
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+    wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+    wrong = [name for name in wrong if name in model.state_dict()]
+    if wrong:
         raise CheckpointError(f"transformers found no usable weights in {source} for {some(wrong)}")
     return Checkpoint(model, upstream.geometry_of(model), source, revision)
 
@@ -165,7 +184,9 @@ def _refuse_no_hub_id(model: str, directory: Path) -> None:
     if model.partition(":")[0] == "synthetic":
         raise ConfigError(f"there is no {model!r}; synthetic checkpoints are {' and '.join(SYNTHETIC_NAMES)}")
     if model != "" and directory.exists():
-        raise CheckpointError(f"{model} is a file; expected a directory with {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(
+            f"{model} is a file; expected one of {SUFFIX}, or a directory with {CONFIG} and {WEIGHTS}"
+        )
     if model in ("", ".", "..") or model.startswith(("/", "./", "../", "~", ".\\", "..\\")) or model.count("/") > 1:
         raise CheckpointError(
             f"there is no directory {model!r}; expected one with {CONFIG} and {WEIGHTS}, a Hub id such as "
@@ -173,13 +194,18 @@ def _refuse_no_hub_id(model: str, directory: Path) -> None:
         )
 
 
-def _read_config(directory: Path, source: str) -> MimiConfig:
+def _read_config(path: Path, source: str) -> MimiConfig:
     """The configuration, refused unless it is a Mimi's that can be streamed.
 
     A stranger's file decides sizes and nothing else: not the code that computes attention, which transformers would
     fetch, nor data types, nor a quantisation. The sizes are checked before anything is computed from them.
     """
-    fields = _read_json(directory / CONFIG, source)
+    directory = path if path.is_dir() else path.parent
+    if path.is_file() and not (directory / CONFIG).is_file():
+        levels = sum(name.endswith("._codebook.embedding_sum") for name in _stored_shapes([path], source))
+        fields = {**MimiConfig().to_dict(), **({"num_quantizers": levels} if levels else {})}
+    else:
+        fields = _mimi_fields(_read_json(directory / CONFIG, source))
     kind = fields.get("model_type")
     if kind != "mimi":
         raise ConfigError(
@@ -204,34 +230,51 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
     return fields
 
 
-def _stored_shapes(directory: Path, source: str) -> dict[str, tuple[int, ...]]:
+def _mimi_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the one Mimi in that of a larger model; other configurations as they are."""
+    inner = [value for value in fields.values() if isinstance(value, dict) and value.get("model_type") == "mimi"]
+    return inner[0] if fields.get("model_type") != "mimi" and len(inner) == 1 else fields
+
+
+def _named(tensors: Mapping[str, Tensor], geometry: Geometry, source: str) -> dict[str, Tensor]:
+    """Tensors of a file under the names of a Mimi's `model.safetensors`: from Kyutai's, or from below a prefix."""
+    if is_kyutai(tensors):
+        return huggingface_state_dict(tensors, geometry)
+    prefixes = [name.removesuffix(MARK) for name in tensors if name.endswith(MARK)]
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{source} holds {len(prefixes)} Mimi models, below {some(prefixes)}; save one by itself")
+    prefix = prefixes[0] if prefixes else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _stored_shapes(files: Sequence[Path], source: str) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors in the safetensors files, from their headers."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in _weight_files(directory, source):
+    for path in files:
         try:
-            with safe_open(directory / name, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{name} of {source} is truncated or not a safetensors file ({_one_line(error)}); get it again"
+                f"{path.name} of {source} is truncated or not a safetensors file ({_one_line(error)}); get it again"
             ) from error
     return shapes
 
 
-def _weight_files(directory: Path, source: str) -> list[str]:
-    """Names of the safetensors files: one, or those that an index lists."""
-    if (directory / WEIGHTS).is_file():
-        return [WEIGHTS]
-    if not (directory / WEIGHTS_INDEX).is_file():
+def _weight_files(path: Path, source: str) -> list[Path]:
+    """The safetensors files: one, or those that an index lists."""
+    if path.is_file() or (path / WEIGHTS).is_file():
+        return [path if path.is_file() else path / WEIGHTS]
+    if not (path / WEIGHTS_INDEX).is_file():
         raise CheckpointError(f"{source} has no {WEIGHTS}; a checkpoint in another format must be converted first")
-    index = _read_json(directory / WEIGHTS_INDEX, source).get("weight_map")
+    index = _read_json(path / WEIGHTS_INDEX, source).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise CheckpointError(f"{WEIGHTS_INDEX} of {source} has no weight_map from tensors to files")
     names = sorted(set(index.values()))
-    missing = [name for name in names if not (directory / name).is_file()]
+    missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{source} lacks {some(missing)}, which its {WEIGHTS_INDEX} lists")
-    return names
+    return [path / name for name in names]
 
 
 def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source: str) -> None:

@@ -9,7 +9,7 @@ for their state by name, because many states have the same shape and no shape ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -104,14 +104,15 @@ class StreamingGraph(nn.Module):
         past = {state.name: tensor for state, tensor in zip(self.graph.states, states, strict=True)}
         cache = kv_cache(self.graph.shape.layout, self.geometry, past, self.tokens(data), self.half_swap)
         call = Call(self.graph, past, cache, tap)
-        return self.step(call, data), *call.present()
+        first, *further = self.step(call, data)
+        return first, *call.present(), *further
 
     def tokens(self, data: Tensor) -> int:
         """Transformer tokens of one call."""
         raise NotImplementedError(f"{type(self).__name__} is not a graph by itself")
 
-    def step(self, call: Call, data: Tensor) -> Tensor:
-        """Compute the data output of one call."""
+    def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
+        """Compute the data outputs of one call."""
         raise NotImplementedError(f"{type(self).__name__} is not a graph by itself")
 
     def conv(self, call: Call, layer: ConvLayer, x: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class StreamingGraph(nn.Module):
 
 
 class StreamingEncoder(StreamingGraph):
-    """Waveform `[B, 1, frames·frame_size]` to codes int64 `[B, K, frames]`.
+    """Waveform `[B, 1, frames·frame_size]` to codes int64 `[B, K, frames]`, latents `[B, frames, hidden]`, or both.
 
     A sample that is NaN, infinite or beyond `LOUDEST` counts as silence: one of them would else stay in the
     attention's past, poison every later frame, and outlive the stream in a ring's masked slots (0 times NaN is NaN).
@@ -170,6 +171,8 @@ class StreamingEncoder(StreamingGraph):
         super().__init__(graph, geometry, network.encoder_seanet(geometry), weights)
         self._downsample = network.downsample_layer(geometry)
         self.convs[self._downsample.name] = _conv(self._downsample, "downsample", weights)
+        if graph.shape.head == spec.LATENTS:
+            return
         semantic = geometry.num_semantic_quantizers
         acoustic = graph.shape.num_codebooks - semantic
         self.semantic = _quantizer(ResidualEncoder, "semantic", "input_proj", semantic, weights)
@@ -179,25 +182,30 @@ class StreamingEncoder(StreamingGraph):
         """See `StreamingGraph`."""
         return data.shape[2] // self.geometry.hop_length
 
-    def step(self, call: Call, data: Tensor) -> Tensor:
+    def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """See `StreamingGraph`."""
         frames = torch.unflatten(data, 2, [-1, self.geometry.frame_size])  # refuses what is no whole number of frames
         x = self.seanet(call, torch.where(frames.abs() < LOUDEST, frames, 0.0).flatten(2))
         x = self.transformer(call, x)
         latents = self.conv(call, self._downsample, x).transpose(1, 2)
         call.tap("latents", latents)
+        if self.graph.shape.head == spec.LATENTS:
+            return [latents]
         frames = latents.reshape(-1, self.geometry.hidden_size)
         codes = self.semantic(frames) + ([] if self.acoustic is None else self.acoustic(frames))
-        return torch.cat(codes).reshape(len(codes), -1, latents.shape[1]).transpose(0, 1)
+        stacked = torch.cat(codes).reshape(len(codes), -1, latents.shape[1]).transpose(0, 1)
+        return [stacked, latents] if self.graph.further else [stacked]
 
 
 class StreamingDecoder(StreamingGraph):
-    """Codes int64 `[B, 1 … K, frames]` to a waveform `[B, 1, frames·frame_size]`."""
+    """Codes int64 `[B, 1 … K, frames]` or latents `[B, frames, hidden]` to a waveform `[B, 1, frames·frame_size]`."""
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, weights: Weights) -> None:
         super().__init__(graph, geometry, network.decoder_seanet(geometry), weights)
         self._upsample = network.upsample_layer(geometry)
         self.convs[self._upsample.name] = _conv(self._upsample, "upsample", weights)
+        if graph.shape.start == spec.LATENTS:
+            return
         semantic = geometry.num_semantic_quantizers
         acoustic = graph.shape.num_codebooks - semantic
         self.semantic = _quantizer(ResidualDecoder, "semantic", "output_proj", semantic, weights)
@@ -205,17 +213,20 @@ class StreamingDecoder(StreamingGraph):
 
     def tokens(self, data: Tensor) -> int:
         """See `StreamingGraph`."""
-        return data.shape[2] * self.geometry.tokens_per_frame
+        return data.shape[self.graph.data_input.time_axis] * self.geometry.tokens_per_frame
 
-    def step(self, call: Call, data: Tensor) -> Tensor:
+    def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """See `StreamingGraph`."""
-        semantic = self.geometry.num_semantic_quantizers
-        latents: Tensor = self.semantic(data[:, :semantic])
-        if self.acoustic is not None:
-            latents = latents + self.acoustic(data[:, semantic:])
+        latents = data if self.graph.shape.start == spec.LATENTS else self._entries(data)
         call.tap("latents", latents)
         x = self.conv(call, self._upsample, latents.transpose(1, 2))
-        return self.seanet(call, self.transformer(call, x))
+        return [self.seanet(call, self.transformer(call, x))]
+
+    def _entries(self, codes: Tensor) -> Tensor:
+        """The latents `[B, frames, hidden]` that codes stand for."""
+        semantic = self.geometry.num_semantic_quantizers
+        latents: Tensor = self.semantic(codes[:, :semantic])
+        return latents if self.acoustic is None else latents + self.acoustic(codes[:, semantic:])
 
 
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:

@@ -1,9 +1,10 @@
-"""The same weights under Kyutai's own names, as `moshi` and `rustymimi` read them.
+"""The same weights under Kyutai's own names, as `moshi` and `rustymimi` read them and Moshi's users train them.
 
 Hugging Face stores Mimi with other names and another order of some rows than the file that Kyutai published
 (`tokenizer-e351c8d8-checkpoint125.safetensors`). This module goes from the first to the second, so that Kyutai's own
 two implementations can run any checkpoint of ours: they are the second, independent oracle and two contenders of the
-benchmark. It is a dictionary in and a dictionary out; nothing is computed, only renamed, stacked and reordered.
+benchmark; and back, so that files in Kyutai's names can be exported. It is a dictionary in and a dictionary out;
+nothing is computed, only renamed, stacked and reordered.
 
 What differs between the two files:
 
@@ -17,7 +18,7 @@ What differs between the two files:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import ConvLayer, decoder_seanet, encoder_seanet, walk_convs
 from mimi_export.errors import CheckpointError, some
 from mimi_export.model import upstream
+from mimi_export.model.upstream import DECODER_PREFIXES
 
 _LAYER_NAMES = {
     "input_layernorm.weight": "norm1.weight",
@@ -55,11 +57,15 @@ _RATE_NAMES = {
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor of Kyutai's file: `name` is made by `combine` from the Hugging Face tensors called `sources`."""
+    """One tensor of Kyutai's file: `name` is made by `combine` from the Hugging Face tensors called `sources`.
+
+    `separate` undoes it.
+    """
 
     name: str
     sources: tuple[str, ...]
     combine: Callable[..., Tensor] | None = None
+    separate: Callable[[Tensor], Sequence[Tensor]] | None = None
 
 
 def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
@@ -81,6 +87,13 @@ def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
     rows, columns = weight.shape
     halves = weight.reshape(rows // head_dim, 2, head_dim // 2, columns)
     return halves.transpose(1, 2).reshape(rows, columns)
+
+
+def uninterleave_heads(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `interleave_heads`."""
+    rows, columns = weight.shape
+    pairs = weight.reshape(rows // head_dim, head_dim // 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows, columns)
 
 
 def renames(geometry: Geometry) -> list[Rename]:
@@ -127,6 +140,39 @@ def kyutai_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[s
     return converted
 
 
+def is_kyutai(names: Collection[str]) -> bool:
+    """Whether tensors have Kyutai's names."""
+    return "quantizer.rvq_first.input_proj.weight" in names
+
+
+def huggingface_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+    """The inverse of `kyutai_state_dict`: the tensors of a file in Kyutai's names under those of `model.safetensors`.
+
+    A file without any tensor of the decoder is an encoder alone, and stays one.
+
+    Raises:
+        CheckpointError: a tensor is missing, is not part of a Mimi model of this geometry, or has a shape that
+            cannot be reordered.
+    """
+    table = renames(geometry)
+    if not any(name.startswith(DECODER_PREFIXES) for name in state):
+        table = [rename for rename in table if not rename.name.startswith(DECODER_PREFIXES)]
+    wanted = {rename.name for rename in table}
+    _refuse("lacks", "without which it is no whole Mimi model of this geometry", wanted - state.keys())
+    _refuse("has", "for which a Mimi model of this geometry has no place", state.keys() - wanted)
+    converted: dict[str, Tensor] = {}
+    for rename in table:
+        tensor = state[rename.name]
+        try:
+            parts = rename.separate(tensor) if rename.separate else [tensor]
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot split {rename.name} of shape {list(tensor.shape)}: it does not fit the model's geometry"
+            ) from error
+        converted |= zip(rename.sources, parts, strict=True)
+    return converted
+
+
 def save_kyutai(model: MimiModel, path: str | os.PathLike[str], force: bool = False) -> None:
     """Write the weights of `model` as the safetensors file that `moshi` and `rustymimi` load, whole or not at all.
 
@@ -159,10 +205,15 @@ def _transformer(part: str, geometry: Geometry) -> Iterator[Rename]:
         rotated = [interleave_heads(weight, geometry.head_dim) for weight in (query, key)]
         return torch.cat([*rotated, value])
 
+    def separate(fused: Tensor) -> list[Tensor]:
+        heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
+        query, key, value = torch.split(fused, [size * geometry.head_dim for size in (heads, groups, groups)])
+        return [*(uninterleave_heads(weight, geometry.head_dim) for weight in (query, key)), value]
+
     for index in range(geometry.num_hidden_layers):
         old, new = f"{part}.layers.{index}", f"{part}.transformer.layers.{index}"
         sources = tuple(f"{old}.self_attn.{letter}_proj.weight" for letter in "qkv")
-        yield Rename(f"{new}.self_attn.in_proj_weight", sources, fuse)
+        yield Rename(f"{new}.self_attn.in_proj_weight", sources, fuse, separate)
         for old_name, new_name in _LAYER_NAMES.items():
             yield Rename(f"{new}.{new_name}", (f"{old}.{old_name}",))
 

@@ -29,25 +29,27 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.errors import AudioError, CheckpointError, CodesError, ConfigError
 
 OLDEST_TRANSFORMERS = "5.3"
+NO_DECODER = 'this model is an encoder alone: it has no decoder; export it with --from nothing, or `from = "nothing"`'
 CODEBOOK_EPSILON = 1e-5  # the least usage by which upstream divides a codebook entry
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The seven modules of a Mimi model in the order in which audio passes them."""
+    """The seven modules of a Mimi model in the order in which audio passes them; an encoder alone has no last three."""
 
     encoder_seanet: nn.Module
     encoder_transformer: nn.Module
     downsample: nn.Module
     quantizer: nn.Module
-    upsample: nn.Module
-    decoder_transformer: nn.Module
-    decoder_seanet: nn.Module
+    upsample: nn.Module | None
+    decoder_transformer: nn.Module | None
+    decoder_seanet: nn.Module | None
 
 
 # A part's tensors begin with this on disk, in every version; the other parts begin with their own names.
 _DISK_PREFIX = {"encoder_seanet": "encoder", "decoder_seanet": "decoder"}
 DISK_PREFIXES = tuple(_DISK_PREFIX.get(field.name, field.name) + "." for field in fields(Parts))
+DECODER_PREFIXES = DISK_PREFIXES[4:]
 
 
 def check_transformers_version(version: str = transformers.__version__) -> None:
@@ -64,7 +66,7 @@ def parts(model: MimiModel) -> Parts:
     """The modules of `model`, in whichever layout it is.
 
     Raises:
-        ConfigError: the model lacks its encoder or decoder, or changes no frame rate.
+        ConfigError: the model lacks a part of its encoder, has a decoder in part, or changes no frame rate.
     """
     encoder, decoder = model.encoder, model.decoder
     halves = hasattr(encoder, "encoder_seanet") or hasattr(decoder, "decoder_seanet")
@@ -78,9 +80,21 @@ def parts(model: MimiModel) -> Parts:
         "decoder_seanet": getattr(decoder, "decoder_seanet", None) if halves else decoder,
     }
     missing = [name for name, part in found.items() if part is None]
-    if missing:
-        raise ConfigError(f"this Mimi model lacks {', '.join(missing)}; a whole codec with both halves is needed")
+    if missing and missing != list(found)[4:]:
+        raise ConfigError(f"this Mimi model lacks {', '.join(missing)}; a whole encoder is needed, or both halves")
     return Parts(**found)
+
+
+def has_decoder(model: MimiModel) -> bool:
+    """Whether the model is a whole codec; other models use the encoder alone."""
+    return parts(model).upsample is not None
+
+
+def remove_decoder(model: MimiModel) -> None:
+    """Take the decoder away from a model, as those have it that use the encoder alone."""
+    if not hasattr(model.encoder, "encoder_seanet"):
+        model.upsample = model.decoder_transformer = None
+    model.decoder = None
 
 
 def tensors_on_disk(model: MimiModel) -> dict[str, Tensor]:
@@ -89,8 +103,8 @@ def tensors_on_disk(model: MimiModel) -> dict[str, Tensor]:
     found = parts(model)
     for field in fields(Parts):
         prefix = _DISK_PREFIX.get(field.name, field.name)
-        module: nn.Module = getattr(found, field.name)
-        tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+        module: nn.Module | None = getattr(found, field.name)
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()} if module else {}
     return tensors
 
 
@@ -162,7 +176,21 @@ def decode(model: MimiModel, codes: Tensor) -> Tensor:
         raise CodesError(
             f"codes span {int(codes.min())} to {int(codes.max())}, expected 0 to {geometry.codebook_size - 1}"
         )
+    if not has_decoder(model):
+        raise ConfigError(NO_DECODER)
     audio: Tensor = model.decode(codes).audio_values
+    return audio
+
+
+@torch.no_grad()
+def decode_latents(model: MimiModel, latents: Tensor) -> Tensor:
+    """`MimiModel.decode` after its quantiser: latents `[B, hidden_size, T]` to audio `[B, 1, T · frame_size]`."""
+    found = parts(model)
+    if found.upsample is None or found.decoder_transformer is None or found.decoder_seanet is None:
+        raise ConfigError(NO_DECODER)
+    hidden = found.upsample(latents)
+    hidden = found.decoder_transformer(hidden.transpose(1, 2)).last_hidden_state
+    audio: Tensor = found.decoder_seanet(hidden.transpose(1, 2))
     return audio
 
 

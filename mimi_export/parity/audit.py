@@ -28,7 +28,7 @@ from onnx import AttributeProto, TensorProto
 
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.manifest import STATE_SPEC_NAME, metadata_props
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, state_spec_text
+from mimi_export.contract.spec import GraphKind, state_spec_text
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph
 from mimi_export.parity.stored import SCALES, ZERO_POINT, StoredWeight, constants, stored_weights
@@ -63,7 +63,7 @@ def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:
 
 def audit_files(artifact: Artifact, models: Mapping[GraphKind, onnx.ModelProto]) -> list[str]:
     """What is wrong with the files as files, the first first: each line begins with the place."""
-    graphs = (fault for kind in GRAPH_KINDS for fault in _graph_faults(artifact, kind, models[kind]))
+    graphs = (fault for kind in models for fault in _graph_faults(artifact, kind, models[kind]))
     return [*_directory_faults(artifact), *graphs]
 
 
@@ -168,7 +168,7 @@ def _directory_faults(artifact: Artifact) -> Iterator[str]:
         text = (artifact.path / STATE_SPEC_NAME).read_text("utf-8")
     except (OSError, ValueError):
         text = ""
-    if text != state_spec_text(manifest.geometry, manifest.shape.num_codebooks):
+    if text != state_spec_text(manifest.geometry, manifest.shape.num_codebooks, manifest.shape.kinds):
         yield f"{STATE_SPEC_NAME}: not the list of this model's convolution states"
 
 

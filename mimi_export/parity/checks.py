@@ -57,7 +57,12 @@ def budgets_for(manifest: Manifest, variants: Mapping[str, Variant]) -> tuple[Bu
     """The budgets of the configuration of the same name, else those of the precision; none for unknown ones."""
     if manifest.name in variants and variants[manifest.name].budgets:
         return variants[manifest.name].budgets
-    return DEFAULT_BUDGETS.get(manifest.precision, ())
+    budgets, shape = DEFAULT_BUDGETS.get(manifest.precision, ()), manifest.shape
+    if shape.head != "codes" and manifest.precision == EXACT:
+        budgets += (Budget("latent_snr_db", 100.0, None, _EXACT_REASON),)
+    if not shape.num_codebooks:
+        budgets = tuple(budget for budget in budgets if not budget.metric.endswith("_percent"))
+    return budgets if "decoder" in shape.kinds else tuple(b for b in budgets if b.metric != "decoder_snr_db")
 
 
 def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
@@ -107,7 +112,7 @@ def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
         wrong = total.counts[:, DIFFERS]
         return 100 * total.apart_from_ties, f"{total.differ} of {total.codes}, most in codebook {int(np.argmax(wrong))}"
     getters: dict[str, Callable[[ClipNumbers], list[float]]] = {
-        "latent_snr_db": lambda clip: [clip.latents.snr_db] if clip.latents else [],
+        "latent_snr_db": lambda clip: [d.snr_db for d in (clip.latents, *clip.latent_calls.values()) if d],
         "decoder_snr_db": lambda clip: [clip.decoder.snr_db, *(call.snr_db for call in clip.decoder_calls.values())],
         "end_to_end_snr_db": lambda clip: [clip.end_to_end.snr_db],
     }

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimi_export.contract.directory import Artifact
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import GraphKind
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.audit import audit_files, audit_weights, load_model
 from mimi_export.parity.explain import Lockstep, TappedGraph
-from mimi_export.parity.reference import Reference, ReferenceClip
+from mimi_export.parity.reference import Reference, ReferenceClip, decoder_input
 from mimi_export.parity.results import Outcome
 from mimi_export.parity.situations import CALL_SIZES, Examiner, full_window, situations, turning_steps
 from mimi_export.parity.stored import StoredWeight, constants, step_functions, stored_quantizers, stored_weights
@@ -37,8 +37,8 @@ class Files:
 
 
 def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
-    """Read and audit both graphs; `GraphError` where one is no ONNX file."""
-    models = {kind: load_model(artifact, kind) for kind in GRAPH_KINDS}
+    """Read and audit the graphs; `GraphError` where one is no ONNX file."""
+    models = {kind: load_model(artifact, kind) for kind in artifact.manifest.shape.kinds}
     faults: dict[str, list[str]] = {"file_faults": audit_files(artifact, models), "weight_faults": []}
     weights, steps = {}, {}
     for kind, model in models.items():
@@ -59,10 +59,10 @@ def _projected_db(weights: Mapping[str, StoredWeight]) -> float:
 
 
 def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> list[Outcome]:
-    """Both graphs in all `situations`; data and states come from a clip."""
+    """All graphs in all `situations`; data and states come from a clip."""
     artifact = files.artifact
     found: list[Outcome] = []
-    for kind in GRAPH_KINDS:
+    for kind in artifact.manifest.shape.kinds:
         graph = artifact.spec(kind)
         tapped = TappedGraph(artifact.graph_path(kind), graph)
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
@@ -75,9 +75,9 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> 
         )
         frames = graph.shape.frames_per_call or max(CALL_SIZES)
         call = next(truth.calls([frames]))
-        rows = call.samples[None] if kind == "encoder" else call.codes[: graph.shape.num_codebooks]
-        unit = artifact.geometry.frame_size if kind == "encoder" else 1
-        data = np.take(rows, np.arange(frames * unit) % rows.shape[1], axis=1)[None]  # a short clip again and again
+        rows = call.samples[None] if kind == "encoder" else decoder_input(call, graph.shape)
+        unit, axis = artifact.geometry.frame_size if kind == "encoder" else 1, graph.data_input.time_axis - 1
+        data = np.take(rows, np.arange(frames * unit) % rows.shape[axis], axis)[None]  # a short clip again and again
         full = full_window(reference.states(truth, graph), graph, artifact.geometry)
         fresh = {name: array[:1] for name, array in tapped.initial_states().items()}
         found += examiner.run(situations(graph, artifact.geometry, data, full, fresh))

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.network import conv_layers
-from mimi_export.contract.spec import GRAPH_KINDS, GraphSpec, conv_state_name
+from mimi_export.contract.spec import GraphSpec, conv_state_name
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.metrics import snr_db
@@ -48,8 +48,7 @@ def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> l
     """The first difference of each graph; a graph without one is not in the list."""
     limit = LIMITS.get(artifact.manifest.precision, 60.0)
     found = []
-    for kind in GRAPH_KINDS:
-        graph = artifact.spec(kind)
+    for kind, graph in artifact.manifest.specs.items():
         lockstep = Lockstep(
             TappedGraph(artifact.graph_path(kind), graph), streaming_graph(reference.checkpoint, graph), limit
         )
@@ -95,10 +94,11 @@ class Lockstep:
         seen: dict[str, torch.Tensor] = {}
         names = [state.name for state in self._graph.states]
         past = [torch.from_numpy(np.ascontiguousarray(states[name])) for name in names]
-        output, *tensors = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
-        present = {name: tensor.numpy().copy() for name, tensor in zip(names, tensors, strict=True)}
+        outputs = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
+        found = {tensor.name: value.numpy() for tensor, value in zip(self._graph.outputs, outputs, strict=True)}
+        present = {state.name: found.pop(state.present.name).copy() for state in self._graph.states}
         places = {name: tensor.numpy() for name, tensor in seen.items()}
-        return {**places, self._graph.data_output.name: output.numpy(), **named_present(present)}, present
+        return {**places, **found, **named_present(present)}, present
 
     def order(self, values: Mapping[str, Array]) -> list[str]:
         """The places of a call in the order of computation: each stage, then the states that it hands on."""

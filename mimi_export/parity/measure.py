@@ -20,18 +20,26 @@ import onnxruntime
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import LATENTS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip, clips_from_arrays
 from mimi_export.parity.examine import read_files, run_situations
 from mimi_export.parity.explain import TappedGraph, agreement
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies
-from mimi_export.parity.reference import Piece, Reference, ReferenceClip, graph_input
+from mimi_export.parity.reference import (
+    Piece,
+    Reference,
+    ReferenceClip,
+    decoder_input,
+    graph_input,
+    wanted_codebooks,
+)
 from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Drift, Excerpt, Timeline, Timing, VariantReport
 from mimi_export.parity.ties import Agreement, judge_codes, search
-from mimi_export.runtime import Codec, DecoderStream
+from mimi_export.runtime import Codec, DecoderStream, Encoded
 from mimi_export.runtime.integers import check_artifact
+from mimi_export.runtime.stream import SampleStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
@@ -76,7 +84,7 @@ def measure(
             f"{checkpoint.source}; name its model with --reference"
         )
     if reference is None:
-        with Reference(checkpoint, [artifact.manifest.shape.num_codebooks], progress) as own:
+        with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as own:
             return _Measurement(artifact, own, progress).run(listed, frames_per_call)
     return _Measurement(artifact, reference, progress).run(listed, frames_per_call)
 
@@ -90,7 +98,7 @@ class _Measurement:
         self.codec = Codec(artifact)
         self._progress("files and weights")
         self.files = read_files(artifact, reference.checkpoint)
-        self.num_codebooks = artifact.manifest.shape.num_codebooks
+        self.shape = artifact.manifest.shape
 
     def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
         fixed = self.manifest.shape.frames_per_call
@@ -113,7 +121,7 @@ class _Measurement:
                     self._progress(f"{clip.name}, {way} frame(s) a call")
                     run.again(result, _pattern(way), str(way))
                 report.timing = run.timing()
-                report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in GRAPH_KINDS}
+                report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
                 self._progress("situations that no clip brings")
                 report.outcomes = run_situations(self.files, self.reference, truth)
             result.drift = _drift(result, self.geometry.frame_rate)
@@ -125,7 +133,12 @@ class _Measurement:
 
     def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
         """The verdict on one call's codes `[K, T]`."""
-        return judge_codes(self.reference.quantizers, call.latents, call.codes[: self.num_codebooks], codes)
+        return judge_codes(self.reference.quantizers, call.latents, call.codes[: self.shape.num_codebooks], codes)
+
+    def right_audio(self, call: Piece) -> Audio:
+        """What a call should sound like; nothing without a decoder."""
+        count = self.shape.decoded_codebooks
+        return np.zeros(0, np.float32) if count is None else call.audio[count]
 
     def _states(self, truth: ReferenceClip, kind: GraphKind, found: Mapping[str, Array]) -> dict[str, float]:
         right = self.reference.states(truth, self.artifact.spec(kind))
@@ -136,16 +149,17 @@ class _Measurement:
 
         Beside them, the codes are compared with an exact search of the graph's own latents in its own codebooks.
         """
-        graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=("latents",))
-        if not graph.taps:
+        graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=(LATENTS,))
+        if not graph.taps and self.shape.head == "codes":
             return None
         states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
         for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
             shown, states = graph.step(graph_input(call, graph.spec), states)
             frames = call.codes.shape[1]
-            latents, codes = shown["latents"][0, :frames].T, shown["audio_codes"][0, :, :frames]
+            latents = shown[LATENTS][0, :frames].T
             if self.files.quantizers:
-                nearest = search(self.files.quantizers, latents, self.num_codebooks)
+                codes = shown["audio_codes"][0, :, :frames]
+                nearest = search(self.files.quantizers, latents, self.shape.num_codebooks)
                 searched.push(judge_codes(self.files.quantizers, latents, nearest, codes, self.files.projected_db))
             comparison.push(call.latents, latents)
             energies.push(call.latents.T, latents.T)
@@ -164,16 +178,17 @@ class _Run:
         self.states: dict[GraphKind, Mapping[str, Array]] = {}
 
     def whole(self, pattern: Sequence[int], way: str) -> ClipResult:
-        """Everything but the latents."""
+        """Everything but the latents that a graph does not give."""
         m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
-        counts, verdicts, excerpt = Agreement(), [], []
+        counts, verdicts, excerpt, latents = Agreement(), [], [], Comparison()
         decoded, end_to_end = AudioComparison(rate, self._frame_size), AudioComparison(rate, self._frame_size)
         left = round(EXCERPT_SECONDS * rate)
-        for call, codes, audio, heard in self._stream(pattern, end_to_end=True):
-            verdict = m.judge(call, codes)
+        for call, encoded, audio, heard in self._stream(pattern, end_to_end=True):
+            verdict = m.judge(call, encoded.codes)
             counts.push(verdict)
             verdicts.append(verdict)
-            right = call.audio[m.num_codebooks]
+            _compare_latents(latents, call, encoded)
+            right = m.right_audio(call)
             decoded.push(right, audio)
             end_to_end.push(right, heard)
             if left > 0:
@@ -190,37 +205,44 @@ class _Run:
             latents=None,
             decoder=decoded.finish(),
             end_to_end=end_to_end.finish(),
+            latent_calls={way: latents.difference} if m.shape.head != "codes" else {},
             first_seconds={"decoder": decoded.first.difference, "end_to_end": end_to_end.first.difference},
-            timeline=Timeline(energies, np.concatenate(verdicts, axis=1)),
+            timeline=Timeline(energies if "decoder" in m.shape.kinds else {}, np.concatenate(verdicts, axis=1)),
             excerpt=Excerpt(*(np.concatenate(parts) for parts in zip(*excerpt, strict=True))),
         )
 
     def again(self, result: ClipResult, pattern: Sequence[int], way: str) -> None:
-        """The same clip in another way to call: only codes and the decoder's audio."""
-        counts, comparison = Agreement(), Comparison()
-        for call, codes, audio, _ in self._stream(pattern, end_to_end=False):
-            counts.push(self._m.judge(call, codes))
-            comparison.push(call.audio[self._m.num_codebooks], audio)
+        """The same clip in another way to call: only what the encoder gives, and the decoder's audio."""
+        counts, comparison, latents = Agreement(), Comparison(), Comparison()
+        for call, encoded, audio, _ in self._stream(pattern, end_to_end=False):
+            counts.push(self._m.judge(call, encoded.codes))
+            _compare_latents(latents, call, encoded)
+            comparison.push(self._m.right_audio(call), audio)
         result.codes[way] = counts
+        result.latent_calls |= {way: latents.difference} if self._m.shape.head != "codes" else {}
         result.decoder_calls[way] = comparison.difference
 
     def timing(self) -> dict[GraphKind, Timing]:
         """Milliseconds a frame of the calls in `whole`, without the first ten calls where there are more."""
         found: dict[GraphKind, Timing] = {}
-        for kind, seconds in self._seconds.items():
+        for kind in self._m.shape.kinds:
+            seconds = self._seconds[kind]
             kept = np.array(seconds[10:] or seconds) * 1000
             found[kind] = Timing(float(np.median(kept)), float(np.percentile(kept, 95)))
         return found
 
-    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Iterator[tuple[Piece, Array, Audio, Audio]]:
-        """For each call: its reference, own codes, audio of the reference's codes, audio of the own codes.
+    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Iterator[tuple[Piece, Encoded, Audio, Audio]]:
+        """For each call: its reference, what the encoder gives, audio of the reference's codes, audio of the own codes.
 
-        As long as all codes are the reference's, the last two are one stream; it is forked at the first difference.
+        As long as all codes are the reference's, the last two are one stream; it is forked at the first difference. A
+        decoder that takes latents gets those; without a decoder all audio is empty. The encoder's are of one row.
         """
-        codec, frame_size = self._m.codec, self._frame_size
-        rows = self._m.manifest.shape.rows or 1  # all the same, and the first one counts
-        encoder, decoder = codec.encoder.stream(rows), codec.decoder.stream(rows)
+        codec, shape, frame_size = self._m.codec, self._m.shape, self._frame_size
+        rows = shape.rows or 1  # all the same, and the first one counts
+        encoder: SampleStream = codec.encoder.stream(rows) if shape.num_codebooks else codec.encoder.latents(rows)
+        decoder = codec.decoder.stream(rows) if "decoder" in shape.kinds else None
         fork: DecoderStream | None = None
+        audio = heard = np.zeros(0, np.float32)
         done = 0
         for call in self._truth.calls(pattern):
             frames = call.codes.shape[1]
@@ -228,28 +250,36 @@ class _Run:
             last = done == self._truth.num_frames
             samples = np.tile(call.samples, (rows, 1))
             begin = time.perf_counter()
-            codes = encoder.push(samples)
+            parts = [encoder.encode(samples)]
             if last:
-                codes = np.concatenate([codes, encoder.flush().codes], axis=-1)
+                parts.append(encoder.finish()[0])
             middle = time.perf_counter()
-            right = call.codes[: self._m.num_codebooks]
-            if end_to_end and fork is None and not np.array_equal(codes[0], right):
-                fork = codec.decoder.stream(rows)
-                fork.restore(decoder.snapshot())
-            before = time.perf_counter()
-            audio = _decode(decoder, right, last)
-            after = time.perf_counter()
-            if end_to_end:
-                self._seconds["encoder"].append((middle - begin) / frames)
-                self._seconds["decoder"].append((after - before) / frames)
-            heard = audio if fork is None else _decode(fork, codes[0], last)
-            yield call, codes[0], audio[: frames * frame_size], heard[: frames * frame_size]
+            codes = np.concatenate([part.codes for part in parts], axis=2)[0]
+            latents = np.concatenate([part.latents for part in parts], axis=1)[0]
+            if decoder is not None:
+                own, right = codes if shape.decoded_codebooks else latents, decoder_input(call, shape)
+                if end_to_end and fork is None and not np.array_equal(own, right):
+                    fork = codec.decoder.stream(rows)
+                    fork.restore(decoder.snapshot())
+                before = time.perf_counter()
+                audio = _decode(decoder, right, last)
+                after = time.perf_counter()
+                self._seconds["decoder"] += [(after - before) / frames] if end_to_end else []
+                heard = audio if fork is None else _decode(fork, own, last)
+            self._seconds["encoder"] += [(middle - begin) / frames] if end_to_end else []
+            yield call, Encoded(codes, latents), audio[: frames * frame_size], heard[: frames * frame_size]
         if end_to_end:
-            self.states = {"encoder": encoder.snapshot().states, "decoder": decoder.snapshot().states}
+            self.states = {"encoder": encoder.snapshot().states}
+            self.states |= {"decoder": decoder.snapshot().states} if decoder else {}
 
 
-def _decode(stream: DecoderStream, codes: Array, last: bool) -> Audio:
-    audio = stream.push(np.repeat(codes[None], stream.batch, axis=0))[0]
+def _compare_latents(comparison: Comparison, call: Piece, encoded: Encoded) -> None:
+    if encoded.latents.size:
+        comparison.push(call.latents.T, encoded.latents)
+
+
+def _decode(stream: DecoderStream, data: Array, last: bool) -> Audio:
+    audio = stream.push(np.repeat(data[None], stream.batch, axis=0))[0]
     return np.concatenate([audio, stream.flush()[0]]) if last else audio
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from mimi_export.contract.files import scratch_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
+from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import initial_states, streaming_graph
@@ -103,7 +103,7 @@ class Reference:
 
     Args:
         checkpoint: the model.
-        num_codebooks: every number of codebooks that a variant has.
+        num_codebooks: every number of codebooks that a variant has; 0 for audio from latents.
         progress: told of each step.
         max_frames: frames of one batch call, see the module's docstring.
     """
@@ -118,8 +118,9 @@ class Reference:
         self.checkpoint = checkpoint
         self.geometry = checkpoint.geometry
         self.num_codebooks = sorted(set(num_codebooks))
-        for count in self.num_codebooks:
+        for count in filter(None, self.num_codebooks):
             self.geometry.check_num_codebooks(count)
+        self._decoded = self.num_codebooks if upstream.has_decoder(checkpoint.model) else []
         self.quantizers = _quantizers(checkpoint)
         self._progress = progress
         self._context = context_frames(self.geometry)
@@ -155,6 +156,7 @@ class Reference:
         directory.mkdir()
         past = np.zeros(0, np.float32)
         past_codes = np.zeros((self.num_codebooks[-1], 0), np.int64)
+        past_latents = np.zeros((self.geometry.hidden_size, 0), np.float32)
         num_samples = num_frames = index = 0
         for samples, real in self._runs(clip):
             heard = np.concatenate([past, samples])
@@ -162,13 +164,15 @@ class Reference:
             skip = len(past) // frame_size
             latents, codes = latents[:, skip:], codes[:, skip:]
             all_codes = np.concatenate([past_codes, codes], axis=1)
+            all_latents = np.concatenate([past_latents, latents], axis=1)
             arrays: dict[str, Any] = {"samples": samples, "latents": latents, "codes": codes}
-            for count in self.num_codebooks:
-                decoded = upstream.decode(self.checkpoint.model, torch.from_numpy(all_codes[None, :count].copy()))
+            for count in self._decoded:
+                decoded = self._decode(all_codes[None, :count] if count else all_latents[None])
                 arrays[f"audio{count}"] = decoded[0, 0].numpy()[past_codes.shape[1] * frame_size :]
             np.savez(directory / f"{index}.npz", **arrays)
             past = heard[max(0, len(heard) - self._context * frame_size) :]
-            past_codes = all_codes[:, max(0, all_codes.shape[1] - self._context) :]
+            kept = slice(max(0, all_codes.shape[1] - self._context), None)
+            past_codes, past_latents = all_codes[:, kept], all_latents[:, kept]
             num_samples += real
             num_frames += codes.shape[1]
             index += 1
@@ -177,8 +181,15 @@ class Reference:
     def _encode(self, samples: Audio) -> tuple[Array, npt.NDArray[np.int64]]:
         model = self.checkpoint.model
         latents = upstream.encode_latents(model, torch.from_numpy(samples[None, None]))
+        if not self.num_codebooks[-1]:
+            return latents[0].numpy(), np.zeros((0, latents.shape[2]), np.int64)
         codes = upstream.quantize_latents(model, latents, self.num_codebooks[-1])
         return latents[0].numpy(), codes[0].numpy()
+
+    def _decode(self, data: Array) -> Tensor:
+        """Audio from codes or latents."""
+        decode = upstream.decode_latents if data.dtype.kind == "f" else upstream.decode
+        return decode(self.checkpoint.model, torch.from_numpy(data.copy()))
 
     def _runs(self, clip: Clip) -> Iterator[tuple[Audio, int]]:
         """Whole frames of a clip, as many as one batch call may have, and how many samples of them are real."""
@@ -201,22 +212,33 @@ class Reference:
         module = streaming_graph(self.checkpoint, graph)
         states = initial_states(graph, 1)
         for call in reference.calls([graph.shape.frames_per_call or STEP_FRAMES]):
-            _, *present = module(torch.from_numpy(graph_input(call, graph)), *states)
-            states = tuple(present)
+            states = module(torch.from_numpy(graph_input(call, graph)), *states)[1 : 1 + len(states)]
         return {state.name: tensor.numpy().copy() for state, tensor in zip(graph.states, states, strict=True)}
 
 
+def wanted_codebooks(shapes: Iterable[Shape]) -> list[int]:
+    """What `Reference` has to know of codebooks for variants of these shapes."""
+    counts = (count for shape in shapes for count in (shape.num_codebooks, shape.decoded_codebooks))
+    return sorted({count for count in counts if count is not None})
+
+
 def graph_input(call: Piece, graph: GraphSpec) -> Array:
-    """What a graph gets for a call, batch 1: samples for an encoder, the reference's codes for a decoder.
+    """What a graph gets for a call, batch 1: samples for an encoder, the reference's codes or latents for a decoder.
 
     A call that is shorter than a graph of fixed frames wants is filled up with zeros; a graph of a fixed batch gets
     the same in every row.
     """
-    data: Array = call.samples[None, None] if graph.kind == "encoder" else call.codes[None, : graph.shape.num_codebooks]
+    data: Array = call.samples[None, None] if graph.kind == "encoder" else decoder_input(call, graph.shape)[None]
     if graph.shape.frames_per_call is not None:
-        missing = graph.shape.frames_per_call * (data.shape[2] // call.codes.shape[1]) - data.shape[2]
-        data = np.pad(data, ((0, 0), (0, 0), (0, missing)))
+        axis = graph.data_input.time_axis
+        missing = graph.shape.frames_per_call * (data.shape[axis] // call.codes.shape[1]) - data.shape[axis]
+        data = np.pad(data, [(0, missing if place == axis else 0) for place in range(3)])
     return np.repeat(data, graph.shape.rows or 1, axis=0)
+
+
+def decoder_input(call: Piece, shape: Shape) -> Array:
+    """The reference's codes `[K, T]` or latents `[T, hidden]`, whichever a variant's decoder takes."""
+    return call.codes[: shape.num_codebooks] if shape.decoded_codebooks else call.latents.T
 
 
 def split(piece: Piece, start: int, stop: int) -> Piece:

@@ -147,8 +147,9 @@ class Excerpt:
 class ClipNumbers:
     """What is measured on one clip, whole or as a stream.
 
-    `codes` and `decoder_calls` are by the number of frames in a call, as text (`1`, `mixed`, `all`). `searched` judges
-    the codes by an exact search of the graph's own latents in its own codebooks.
+    `codes`, `decoder_calls` and `latent_calls` (of latents that the graph gives) are by the number of frames in a call,
+    as text (`1`, `mixed`, `all`). `searched` judges the codes by an exact search of the graph's own latents in its own
+    codebooks.
     """
 
     name: str
@@ -162,6 +163,7 @@ class ClipNumbers:
     end_to_end: Difference
     drift: dict[str, Drift] = field(default_factory=dict)
     searched: Agreement | None = None
+    latent_calls: dict[str, Difference] = field(default_factory=dict)
 
 
 def all_codes(clips: Iterable[ClipNumbers]) -> Agreement:

@@ -20,7 +20,7 @@ from mimi_export.parity.checks import budgets_for, judge
 from mimi_export.parity.clips import Clip, clips_from_arrays, default_clips
 from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import FRAMES_PER_CALL, measure
-from mimi_export.parity.reference import Reference
+from mimi_export.parity.reference import Reference, wanted_codebooks
 from mimi_export.parity.results import NotMeasured, ParityRun
 
 GATE_SECONDS = 16.0  # more than the attention window of 10 s
@@ -78,7 +78,7 @@ def check_parity(
             run.not_measured += [NotMeasured(str(artifact.path), str(error)) for artifact in artifacts]
             continue
         listed = default_clips(checkpoint.geometry.sampling_rate) if clips is None else clips
-        counts = [artifact.manifest.shape.num_codebooks for artifact in artifacts]
+        counts = wanted_codebooks(artifact.manifest.shape for artifact in artifacts)
         fitting = [count for count in counts if count <= checkpoint.geometry.num_quantizers]
         with Reference(checkpoint, fitting, progress) as reference:
             for artifact in artifacts:

@@ -25,7 +25,7 @@ from mimi_export.contract.directory import Artifact
 from mimi_export.contract.files import scratch_directory
 from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.export.calibration import Calibration
 from mimi_export.export.convert import names_of, rewrite_graph
@@ -35,7 +35,7 @@ from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.explain import TappedGraph
 from mimi_export.parity.metrics import Comparison
-from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
+from mimi_export.parity.reference import Reference, ReferenceClip, graph_input, wanted_codebooks
 
 TIMED_CALLS = 30
 WARM_CALLS = 3
@@ -114,10 +114,10 @@ def measure_sensitivity(
     if artifact.manifest.precision != "fp32":
         raise ArtifactError(f"{artifact.path} is {artifact.manifest.precision} already; measure its fp32 parent")
     rows = []
-    with Reference(checkpoint, [artifact.manifest.shape.num_codebooks], progress) as reference:
+    with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as reference:
         truth = reference.clip(clip)
         calibration = Calibration(artifact.geometry, options.calibrate)
-        for kind in GRAPH_KINDS:  # in this order, for the decoder is calibrated with the encoder's codes
+        for kind in artifact.manifest.shape.kinds:  # the encoder first, which calibrates the decoder
             rows += _Graph(artifact, kind, truth, options, seconds, calibration, progress).rows()
     return rows
 
@@ -173,7 +173,7 @@ class _Graph:
             if self.kind == "encoder":
                 comparison.push(call.latents, shown["latents"][0, : call.codes.shape[1]].T)
             else:
-                wanted = call.audio[self.spec.shape.num_codebooks]
+                wanted = call.audio[self.spec.shape.decoded_codebooks or 0]
                 comparison.push(wanted, shown["audio_values"][0, 0, : len(wanted)])
         return comparison.snr_db
 

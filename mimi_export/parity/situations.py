@@ -148,8 +148,9 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     """
     unit = geometry.frame_size if graph.kind == "encoder" else 1
     fixed = graph.shape.frames_per_call
-    few = data[..., : (fixed or 1) * unit]
-    later = data[..., -few.shape[2] :]
+    axis = graph.data_input.time_axis
+    few = _first(data, (fixed or 1) * unit, axis)
+    later = np.flip(_first(np.flip(data, axis), (fixed or 1) * unit, axis), axis)
     yield Situation("start_db", "a plain call", [Row("row 0", few, full)])
     yield Situation("start_db", "a new stream", [Row("row 0", few, fresh)])
     yield Situation("start_db", "silence first", [Row("row 0", np.zeros_like(few), fresh)])
@@ -165,7 +166,7 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
         ]
         yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
-        call = data[..., : size * unit]
+        call = _first(data, size * unit, axis)
         yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
         if size in FIRST_CALLS or fixed:
             yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])
@@ -173,7 +174,7 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
     yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
     if graph.kind == "decoder":
-        for count in range(1, graph.shape.num_codebooks + 1):
+        for count in range(1, (graph.shape.decoded_codebooks or 0) + 1):
             yield Situation("codebooks_db", f"{count} codebook(s)", [Row("row 0", few[:, :count], full)])
         last = conv_state_name(conv_layers(geometry, "decoder")[-1])
         for factor in (10.0, 1000.0):
@@ -185,6 +186,10 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
         broken = few.copy()
         broken[..., 5] = np.nan
         yield Situation("rows_db", "a row beside one with NaN", [Row("row 0, NaN", broken, full), rows[1]])
+
+
+def _first(data: Array, count: int, axis: int) -> Array:
+    return data.take(range(count), axis)
 
 
 def full_window(states: Mapping[str, Array], graph: GraphSpec, geometry: Geometry) -> States:

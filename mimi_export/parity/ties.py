@@ -126,7 +126,7 @@ class Agreement:
         return cls(np.sum(counts, axis=0)) if counts else cls()
 
     def push(self, verdict: npt.NDArray[np.uint8]) -> None:
-        """Add the verdict `[K, frames]` of `judge_codes`."""
+        """Add the verdict `[K, frames]` of `judge_codes`; K may be 0."""
         new = np.stack([(verdict == kind).sum(axis=1) for kind in range(4)], axis=1).astype(np.int64)
         self.counts = self.counts + new if len(self.counts) else new
 

@@ -11,7 +11,9 @@ from typing import Any
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
+from mimi_export.errors import ConfigError
 from mimi_export.runtime.first_use import open_checked
+from mimi_export.runtime.latents import LatentStream
 from mimi_export.runtime.session import CPU, GraphSession
 from mimi_export.runtime.stream import DecoderStream, EncoderStream
 
@@ -25,7 +27,7 @@ class _Half:
         self, artifact: Artifact, open_graph: Callable[[Path, GraphSpec], GraphSession], checked: bool
     ) -> None:
         self._artifact = artifact
-        self._open = partial(open_graph, artifact.graph_path(self.kind), artifact.spec(self.kind))
+        self._open_graph = open_graph
         self._checked = checked
         self._graph: GraphSession | None = None
 
@@ -46,7 +48,8 @@ class _Half:
     def graph(self) -> GraphSession:
         """The session; loading it raises what `GraphSession` and `open_checked` do."""
         if self._graph is None:
-            self._graph = open_checked(self._artifact, self.kind, self._open) if self._checked else self._open()
+            opened = partial(self._open_graph, self._artifact.graph_path(self.kind), self.spec)
+            self._graph = open_checked(self._artifact, self.kind, opened) if self._checked else opened()
         return self._graph
 
 
@@ -56,8 +59,24 @@ class Encoder(_Half):
     kind: GraphKind = "encoder"
 
     def stream(self, batch: int = 1) -> EncoderStream:
-        """A new stream of `batch` rows that are pushed together; `ConfigError` if the graph is fixed to another."""
+        """A new stream of codes, of `batch` rows that are pushed together.
+
+        Raises:
+            ConfigError: the graph is fixed to another batch, or gives latents alone.
+        """
+        if not self.spec.shape.num_codebooks:
+            raise ConfigError(f"{self._artifact.path} gives latents and no codes; export one with --head both")
         return EncoderStream(self.graph, self.geometry, batch)
+
+    def latents(self, batch: int = 1) -> LatentStream:
+        """A new stream of latents, of `batch` rows that are pushed together.
+
+        Raises:
+            ConfigError: the graph is fixed to another batch, or gives codes alone.
+        """
+        if self.spec.shape.head == "codes":
+            raise ConfigError(f"{self._artifact.path} gives codes and no latents; export one with --head latents")
+        return LatentStream(self.graph, self.geometry, batch)
 
 
 class Decoder(_Half):
@@ -89,7 +108,8 @@ class Codec:
     def __repr__(self) -> str:
         manifest, shape = self.artifact.manifest, self.artifact.manifest.shape
         bitrate = f"{self.geometry.bitrate(shape.num_codebooks) / 1000:g} kbit/s"
-        what = f"{manifest.precision}, {shape.num_codebooks} codebooks, {bitrate}, {shape.layout}"
+        gives = f"{shape.num_codebooks} codebooks, {bitrate}" if shape.num_codebooks else "latents"
+        what = f"{manifest.precision}, {gives}, {shape.layout}"
         return f"<codec {manifest.name}: {what}, from {manifest.source.model}>"
 
 

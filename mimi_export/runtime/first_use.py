@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
 from mimi_export.contract.directory import Artifact
@@ -20,12 +19,12 @@ from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ParityError
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.processor import fingerprint
-from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, run_calls, samples_of, snr_db
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, run_clip, snr_db
 from mimi_export.runtime.session import GraphSession
 
 FOLDER = "first-use"
-# Of the codes of one call, and of its audio in dB: rounding to 8 bits leaves 0.7 and 33 at least, sums that saturate
-# 0.17 and 9.
+# Of the codes of one call, and of its latents or audio in dB: rounding to 8 bits leaves 0.7 and 33 at least, sums that
+# saturate 0.17 and 9.
 LEAST_EQUAL, LEAST_DB = 0.3, 20.0
 
 
@@ -63,13 +62,15 @@ def _compare(artifact: Artifact, graph: GraphSession) -> None:
         return
     clip, size = read_golden(artifact), artifact.geometry.frame_size
     frames = graph.spec.shape.frames_per_call or 1
-    if graph.spec.kind == "encoder":
-        codes = run_calls(graph, samples_of(clip["audio"][: frames * size]), size)
-        right = float((codes[0] == clip["codes"][:, :frames]).mean())
-        wrong = None if right >= LEAST_EQUAL else f"{100 * right:.0f} % of the codes"
-    else:
-        audio = run_calls(graph, clip["codes"][None, :, :frames].astype(np.int64), 1)
-        level = snr_db(clip["decoded"][: frames * size], audio[0, 0])
-        wrong = None if level >= LEAST_DB else f"audio of {level:.0f} dB"
+    begin = {"audio": slice(frames * size), "decoded": slice(frames * size), "latents": slice(frames)}
+    clip = {name: array[begin[name]] if name in begin else array[:, :frames] for name, array in clip.items()}
+    wrong = None
+    for name, found in run_clip(graph, clip).items():
+        if name == "codes":
+            right = float((found == clip[name]).mean())
+            wrong = f"{100 * right:.0f} % of the codes" if right < LEAST_EQUAL else wrong
+        else:
+            level, what = snr_db(clip[name], found), "audio" if name == "decoded" else name
+            wrong = f"{what} of {level:.0f} dB" if not level >= LEAST_DB else wrong
     if wrong:
         raise ParityError(f"{graph.path} gives {wrong} of its golden clip's beginning here; {cause(artifact.manifest)}")

@@ -3,8 +3,9 @@
 `golden.safetensors` in a variant directory holds
 
     audio     int16 [N]         a few seconds of generated sound, full scale 32768
-    codes     int32 [K, T]      what the fp32 encoder made of it, frame by frame
-    decoded   float32 [T·F]     what the fp32 decoder made of these codes, frame by frame
+    codes     int32 [K, T]      what the fp32 encoder made of it, frame by frame: codes, latents or both
+    latents   float32 [T, H]
+    decoded   float32 [T·F]     what the fp32 decoder made of these codes or latents, frame by frame
 
 An export records its own graphs; a conversion takes the clip of the variant that it was made from. So a variant is
 judged by what it should compute and not by what it computed on the machine that made it. Replaying needs numpy and
@@ -31,7 +32,7 @@ from mimi_export.errors import ArtifactError
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.integers import check_artifact
-from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, read_tensors, run_calls, samples_of, snr_db
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, read_tensors, run_clip, snr_db
 from mimi_export.runtime.session import GraphSession
 
 SECONDS = 3.0
@@ -50,39 +51,51 @@ Array = npt.NDArray[Any]
 class GoldenResult:
     """How a replay compares: fraction of equal codes and SNR in dB, each with the least that is accepted.
 
+    `snr_db` is of the decoded audio, `latents_db` of latents; what the variant does not give is `None`.
     `recorded_from` is the variant that the clip is from; `None` for a clip of an older program, which ran the variant's
     own graphs where it was made.
     """
 
     frames: int
-    codes_equal: float
+    codes_equal: float | None
     codes_least: float
-    snr_db: float
+    snr_db: float | None
     snr_least: float
     recorded_from: str | None = None
+    latents_db: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether both are good enough."""
-        return self.codes_equal >= self.codes_least and self.snr_db >= self.snr_least
+        """Whether all are good enough."""
+        return not self._faults
 
     @property
-    def level(self) -> str:
-        """The SNR in words."""
-        if math.isfinite(self.snr_db):
-            return f"{self.snr_db:.1f} dB"
-        return "exact" if self.snr_db > 0 else "lost"
+    def _faults(self) -> list[tuple[GraphKind, str]]:
+        """What is not good enough, and the graph that gives it."""
+        faults: list[tuple[GraphKind, str]] = []
+        if self.codes_equal is not None and not self.codes_equal >= self.codes_least:
+            equal, least = f"{100 * self.codes_equal:.2f} %", f"{100 * self.codes_least:g} %"
+            faults.append(("encoder", f"{equal} of the golden codes (wanted {least})"))
+        graphs: list[tuple[GraphKind, str, float | None]] = [
+            ("encoder", "latents", self.latents_db),
+            ("decoder", "audio", self.snr_db),
+        ]
+        for kind, what, found in graphs:
+            if found is not None and not found >= self.snr_least:
+                faults.append((kind, f"the golden {what} at {level(found)} (wanted {self.snr_least:g} dB)"))
+        return faults
 
     def missed(self, manifest: Manifest) -> str:
         """What is wrong, in which file, and what it comes from; for a result that has not passed."""
-        wrong = []
-        if not self.codes_equal >= self.codes_least:
-            equal, least = f"{100 * self.codes_equal:.2f} %", f"{100 * self.codes_least:g} %"
-            wrong.append(f"{manifest.spec('encoder').file_name} gives {equal} of the golden codes (wanted {least})")
-        if not self.snr_db >= self.snr_least:
-            wanted = f"(wanted {self.snr_least:g} dB)"
-            wrong.append(f"{manifest.spec('decoder').file_name} gives the golden audio at {self.level} {wanted}")
+        wrong = [f"{manifest.spec(kind).file_name} gives {what}" for kind, what in self._faults]
         return f"does not compute here what it should: {' and '.join(wrong)}; {cause(manifest)}"
+
+
+def level(value: float) -> str:
+    """An SNR in words."""
+    if math.isfinite(value):
+        return f"{value:.1f} dB"
+    return "exact" if value > 0 else "lost"
 
 
 def write_golden(directory: Path, manifest: Manifest) -> None:
@@ -96,14 +109,12 @@ def write_golden(directory: Path, manifest: Manifest) -> None:
 
 def _record(directory: Path, manifest: Manifest) -> dict[str, Array]:
     geometry = manifest.geometry
-    encoder, decoder = manifest.spec("encoder"), manifest.spec("decoder")
     unit = geometry.frame_size * (manifest.shape.frames_per_call or 1)
     seconds = max(1, round(SECONDS * geometry.sampling_rate / unit)) * unit / geometry.sampling_rate
-    sound = speech_like(seconds, SEED, geometry.sampling_rate)
-    audio = np.rint(sound * 32767).astype(np.int16)
-    codes = run_calls(GraphSession(directory / encoder.file_name, encoder), samples_of(audio), geometry.frame_size)
-    decoded = run_calls(GraphSession(directory / decoder.file_name, decoder), codes, 1)
-    return {"audio": audio, "codes": codes[0].astype(np.int32), "decoded": decoded[0, 0]}
+    golden = {"audio": np.rint(speech_like(seconds, SEED, geometry.sampling_rate) * 32767).astype(np.int16)}
+    for spec in manifest.specs.values():
+        golden |= run_clip(GraphSession(directory / spec.file_name, spec), golden)
+    return golden
 
 
 def copy_golden(parent: Artifact, directory: Path) -> None:
@@ -131,17 +142,18 @@ def replay_golden(artifact: Artifact) -> GoldenResult:
         GraphError: a graph does not load, fails, hands on a state of another shape than it should, or has integer
             products that saturate on some processors.
     """
-    manifest, geometry = artifact.manifest, artifact.geometry
-    golden = read_golden(artifact)
+    manifest, golden = artifact.manifest, read_golden(artifact)
     codes_least, snr_least = least(manifest)
     if manifest.precision == "int8":
         check_artifact(artifact)
-    audio, expected, decoded = golden["audio"], golden["codes"].astype(np.int64), golden["decoded"]
-    codes = run_calls(_session(artifact, "encoder"), samples_of(audio), geometry.frame_size)
-    found = run_calls(_session(artifact, "decoder"), expected[None], 1)
-    equal = float((codes[0] == expected).mean())
-    level = snr_db(decoded, found[0, 0])
-    return GoldenResult(expected.shape[1], equal, codes_least, level, snr_least, _recorded_from(artifact))
+    found: dict[str, Array] = {}
+    for kind in manifest.shape.kinds:
+        found |= run_clip(_session(artifact, kind), golden)
+    levels = {name: snr_db(golden[name], found[name]) for name in ("latents", "decoded") if name in found}
+    equal = float((found["codes"] == golden["codes"]).mean()) if "codes" in found else None
+    frames = len(golden["audio"]) // artifact.geometry.frame_size
+    audio_db, latents_db = levels.get("decoded"), levels.get("latents")
+    return GoldenResult(frames, equal, codes_least, audio_db, snr_least, _recorded_from(artifact), latents_db)
 
 
 def least(manifest: Manifest) -> tuple[float, float]:
@@ -175,11 +187,13 @@ def verify_variant(directory: Path) -> None:
         if not result.passed:
             raise ArtifactError(f"{manifest.name} {result.missed(manifest)}")
         return
-    samples = np.zeros((1, 1, artifact.geometry.frame_size * (manifest.shape.frames_per_call or 1)), np.float32)
-    codes = run_calls(_session(artifact, "encoder"), samples, artifact.geometry.frame_size)
-    audio = run_calls(_session(artifact, "decoder"), codes, 1)
+    samples = np.zeros(artifact.geometry.frame_size * (manifest.shape.frames_per_call or 1), np.int16)
+    found = {"audio": samples}
+    for kind in manifest.shape.kinds:
+        found |= run_clip(_session(artifact, kind), found)
+    audio = found.get("decoded", samples)
     if audio.shape != samples.shape or not np.isfinite(audio).all():
-        raise ArtifactError(f"{manifest.name} gives {list(codes.shape)} codes and audio of shape {list(audio.shape)}")
+        raise ArtifactError(f"{manifest.name} gives audio of shape {list(audio.shape)}")
 
 
 def verify_batch(directory: Path) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mimi_export.contract.directory import Artifact
-from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import GraphError
 from mimi_export.runtime.graph_file import FileNode, GraphFile
 
@@ -27,8 +26,8 @@ Array = npt.NDArray[Any]
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Both graphs of a variant; errors as for `check_integers`."""
-    for kind in GRAPH_KINDS:
+    """The graphs of a variant; errors as for `check_integers`."""
+    for kind in artifact.manifest.shape.kinds:
         check_integers(artifact.graph_path(kind))
 
 

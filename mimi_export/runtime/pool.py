@@ -17,14 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mimi_export.contract.spec import LATENTS
 from mimi_export.errors import CodesError, ConfigError, StreamError
+from mimi_export.runtime.checks import check_audio, check_decoded
 from mimi_export.runtime.codec import Decoder, Encoder
 from mimi_export.runtime.state import Array, BoundCall, initial_states, moving, ort_value
-from mimi_export.runtime.stream import check_audio, check_codes
 
 
 class PoolOutput(NamedTuple):
-    """What one stream got from a step: codes `[K, frames]` or samples `[n]`."""
+    """What one stream got from a step: codes `[K, frames]`, latents `[frames, hidden]` or samples `[n]`."""
 
     stream: PoolStream
     output: Array
@@ -49,7 +50,7 @@ class PoolStream:
         return int(self._pending.shape[-1]) >= self._pool.call_size
 
     def push(self, data: npt.ArrayLike) -> None:
-        """Add samples `[n]` or codes `[K, frames]`; `StreamPool.step` computes.
+        """Add samples `[n]`, codes `[K, frames]` or latents `[frames, hidden]`; `StreamPool.step` computes.
 
         Raises:
             AudioError, CodesError: wrong shape, type or values.
@@ -110,6 +111,8 @@ class StreamPool:
         unit = spec.frame_size if spec.kind == "encoder" else 1
         self.call_size = unit * spec.shape.frames_per_call
         channels = 1 if spec.kind == "encoder" else spec.shape.num_codebooks
+        if spec.kind == "decoder" and spec.shape.start == LATENTS:
+            channels = self.geometry.hidden_size
         self.empty: Array = np.zeros((channels, 0), spec.data_input.dtype)
         self._past = initial_states(spec, rows)
         self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
@@ -145,28 +148,29 @@ class StreamPool:
         data = np.zeros((self.spec.shape.rows or rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
         for stream in ready:
             data[stream.row] = stream.take()
-        output = self._call(len(data)).run(data)
+        data = np.moveaxis(data, 2, self.spec.data_input.time_axis)
+        output, *_ = self._call(data.shape).run(data)
         for name, present in self._present.items():
             self._past[name][rows] = present[rows]
         keep = (lambda row: output[row]) if self.spec.kind == "encoder" else (lambda row: output[row, 0])
         return [PoolOutput(stream, keep(stream.row)) for stream in ready]
 
     def check(self, data: npt.ArrayLike) -> Array:
-        """Samples as `[1, n]` or codes as `[K, frames]`, checked."""
+        """Samples as `[1, n]`, codes as `[K, frames]` or latents as `[hidden, frames]`, checked."""
         if self.spec.kind == "encoder":
             audio: Array = check_audio(data, 1)[0]
             return audio
-        codes: Array = check_codes(data, 1, self.spec.shape.num_codebooks, self.geometry.codebook_size)[0]
-        if codes.shape[0] != self.spec.shape.num_codebooks:
-            raise CodesError(f"got {codes.shape[0]} codebooks, a pool takes all {self.spec.shape.num_codebooks}")
-        return codes
+        checked: Array = check_decoded(data, 1, self.spec, self.geometry)[0]
+        if len(checked) != len(self.empty):
+            raise CodesError(f"got {len(checked)} codebooks, a pool takes all {len(self.empty)}")
+        return checked
 
-    def _call(self, rows: int) -> BoundCall:
-        """The binding over the first `rows` rows; slices of leading rows share the buffers."""
+    def _call(self, shape: tuple[int, ...]) -> BoundCall:
+        """The binding over the first `shape[0]` rows; slices of leading rows share the buffers."""
+        rows = shape[0]
         call = self._calls.get(rows)
         if call is None:
             past = {name: ort_value(array[:rows]) for name, array in self._past.items()}
             present = {**past, **{name: ort_value(array[:rows]) for name, array in self._present.items()}}
-            call = BoundCall(self.graph, past, present, (rows, self.empty.shape[0], self.call_size))
-            self._calls[rows] = call
+            call = self._calls[rows] = BoundCall(self.graph, past, present, shape)
         return call

@@ -26,6 +26,7 @@ from mimi_export.runtime.session import GraphSession
 from mimi_export.runtime.state import StreamState
 
 GOLDEN_NAME = "golden.safetensors"
+TENSORS = {"input_values": "audio", "audio_codes": "codes", "latents": "latents", "audio_values": "decoded"}
 SATURATING = ("sse4.1", "avx2", "avx512")  # instruction sets that add pairs of 8-bit products in 16 bits
 _DTYPES = {"I16": "<i2", "I32": "<i4", "F32": "<f4"}
 
@@ -59,11 +60,14 @@ def read_golden(artifact: Artifact) -> dict[str, Array]:
     golden, _ = read_tensors(path)
     shapes = {name: array.shape for name, array in golden.items()}
     frames = len(golden["audio"]) // artifact.geometry.frame_size if "audio" in golden else 0
-    wanted = {
-        "audio": (frames * artifact.geometry.frame_size,),
+    samples = (frames * artifact.geometry.frame_size,)
+    every = {
         "codes": (artifact.manifest.shape.num_codebooks, frames),
-        "decoded": (frames * artifact.geometry.frame_size,),
+        "latents": (frames, artifact.geometry.hidden_size),
+        "decoded": samples,
     }
+    given = [TENSORS[tensor.name] for spec in artifact.manifest.specs.values() for tensor in spec.data_outputs]
+    wanted = {"audio": samples, **{name: every[name] for name in given}}
     if shapes != wanted or frames == 0:
         text = json.dumps({name: list(shape) for name, shape in sorted(shapes.items())})
         raise ArtifactError(f"{path} holds {text}, which does not fit the variant; export it again")
@@ -82,30 +86,34 @@ def cause(manifest: Manifest) -> str:
     return f"either the variant is bad or {place} computes it wrongly: try another version, or export it again"
 
 
-def samples_of(audio: Array) -> Array:
-    """The clip's audio as an encoder takes it."""
-    samples: Array = audio.astype(np.float32)[None, None] / np.float32(32768)
-    return samples
+def run_clip(graph: GraphSession, clip: Mapping[str, Array]) -> dict[str, Array]:
+    """What a new stream of a graph makes of what the clip has for it, as the clip keeps it.
 
-
-def run_calls(graph: GraphSession, data: Array, unit: int) -> Array:
-    """All of `data` `[1, C, n]` through a new stream of `graph`, one frame a call (or what the graph is fixed to).
-
-    A graph of a fixed batch gets the same in every row, and its first row counts.
+    One frame a call, or what the graph is fixed to; one of a fixed batch gets the same in every row, and its first row
+    counts.
     """
-    rows = graph.spec.shape.rows or 1
+    spec, rows = graph.spec, graph.spec.shape.rows or 1
+    data = clip[TENSORS[spec.data_input.name]]
+    if spec.kind == "encoder":
+        data = data.astype(np.float32)[None] / np.float32(32768)
+    elif data.dtype.kind == "i":
+        data = data.astype(np.int64)
     state = StreamState(graph, rows)
-    calls = _calls(graph.spec, np.repeat(data, rows, axis=0), unit)
-    return np.concatenate([_checked(state, graph.spec, call)[:1] for call in calls], axis=2)
+    calls = [_checked(state, spec, call) for call in _calls(spec, np.repeat(data[None], rows, axis=0))]
+    outputs = zip(spec.data_outputs, zip(*calls, strict=True), strict=True)
+    found = {TENSORS[tensor.name]: np.concatenate(parts, tensor.time_axis)[0] for tensor, parts in outputs}
+    found |= {"codes": found["codes"].astype(np.int32)} if "codes" in found else {}
+    return found | ({"decoded": found["decoded"][0]} if "decoded" in found else {})
 
 
-def _calls(spec: GraphSpec, data: Array, unit: int) -> Iterator[Array]:
-    size = unit * (spec.shape.frames_per_call or 1)
-    for start in range(0, data.shape[2], size):
-        yield np.ascontiguousarray(data[..., start : start + size])
+def _calls(spec: GraphSpec, data: Array) -> Iterator[Array]:
+    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
+    axis = spec.data_input.time_axis
+    for start in range(0, data.shape[axis], size):
+        yield np.ascontiguousarray(data.take(range(start, min(start + size, data.shape[axis])), axis))
 
 
-def _checked(state: StreamState, spec: GraphSpec, call: Array) -> Array:
+def _checked(state: StreamState, spec: GraphSpec, call: Array) -> tuple[Array, ...]:
     before = {name: array.shape for name, array in state.snapshot().items()}
     output = state.step(call)
     for name, array in state.snapshot().items():

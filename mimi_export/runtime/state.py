@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mimi_export.contract.spec import GraphSpec, StateSpec
+from mimi_export.contract.spec import BATCH, FRAMES, SAMPLES, GraphSpec, StateSpec
 from mimi_export.runtime.session import GraphSession
 
 Array = npt.NDArray[Any]
@@ -38,21 +38,22 @@ class BoundCall:
         spec = graph.spec
         self._graph = graph
         self._input: Array = np.zeros(shape, spec.data_input.dtype)
-        self._output: Array = np.zeros(output_shape(spec, shape), spec.data_output.dtype)
-        self._held = ort_value(self._input), ort_value(self._output)
+        shapes = output_shapes(spec, shape)
+        self._outputs: list[Array] = [np.zeros(shapes[tensor.name], tensor.dtype) for tensor in spec.data_outputs]
+        self._held = [ort_value(array) for array in (self._input, *self._outputs)]
         self._binding = graph.session.io_binding()
         self._binding.bind_ortvalue_input(spec.data_input.name, self._held[0])
-        self._binding.bind_ortvalue_output(spec.data_output.name, self._held[1])
+        for tensor, value in zip(spec.data_outputs, self._held[1:], strict=True):
+            self._binding.bind_ortvalue_output(tensor.name, value)
         for state in spec.states:
             self._binding.bind_ortvalue_input(state.past.name, past[state.name])
             self._binding.bind_ortvalue_output(state.present.name, present[state.name])
 
-    def run(self, data: Array) -> Array:
-        """Run on `data`; the result is a copy of its own. `GraphError` where onnxruntime refuses."""
+    def run(self, data: Array) -> tuple[Array, ...]:
+        """Run on `data`; the data outputs are copies of their own. `GraphError` where onnxruntime refuses."""
         np.copyto(self._input, data)
         self._graph.run(self._binding, data)
-        result: Array = self._output.copy()
-        return result
+        return tuple(output.copy() for output in self._outputs)
 
 
 class StreamState:
@@ -92,21 +93,21 @@ class StreamState:
             other = {state.name: ort_value(np.zeros_like(arrays[state.name]), device) for state in moving(spec)}
             self._next, self._calls = self._now | other, ({}, {})
 
-    def step(self, data: Array) -> Array:
+    def step(self, data: Array) -> tuple[Array, ...]:
         """Run one call.
 
         Args:
             data: what the graph takes, in its dtype.
 
         Returns:
-            What the graph gives; the states have moved on.
+            The data outputs; the states have moved on.
 
         Raises:
             GraphError: onnxruntime refused; a window's states are as before the call.
         """
         return self._grow(data) if self._next is None else self._bound(self._next, data)
 
-    def _bound(self, target: dict[str, Any], data: Array) -> Array:
+    def _bound(self, target: dict[str, Any], data: Array) -> tuple[Array, ...]:
         """A call from one set of states to the other, which then change places."""
         there, back = self._calls
         if data.shape not in there:
@@ -115,20 +116,22 @@ class StreamState:
         self._now, self._next, self._calls = target, self._now, (back, there)
         return result
 
-    def _grow(self, data: Array) -> Array:
+    def _grow(self, data: Array) -> tuple[Array, ...]:
         """A call whose states have new shapes."""
         spec, binding = self.graph.spec, self.graph.session.io_binding()
         binding.bind_cpu_input(spec.data_input.name, np.ascontiguousarray(data))
-        binding.bind_output(spec.data_output.name)
+        for tensor in spec.data_outputs:
+            binding.bind_output(tensor.name)
         for state in spec.states:
             binding.bind_ortvalue_input(state.past.name, self._now[state.name])
             binding.bind_output(state.present.name, self.graph.device)
         self.graph.run(binding, data)
-        result, *states = binding.get_outputs()  # in the order in which they were bound
-        self._now = dict(zip((state.name for state in spec.states), states, strict=True))
+        values = binding.get_outputs()  # in the order in which they were bound
+        count = len(spec.data_outputs)
+        self._now = dict(zip((state.name for state in spec.states), values[count:], strict=True))
         if self._now["key_0"].shape()[2] == spec.window_length:
             self.restore(self.snapshot())
-        return np.array(result.numpy())
+        return tuple(np.array(value.numpy()) for value in values[:count])
 
 
 def initial_states(spec: GraphSpec, batch: int) -> dict[str, Array]:
@@ -141,11 +144,14 @@ def moving(spec: GraphSpec) -> list[StateSpec]:
     return [state for state in spec.states if spec.shape.layout == "window" or state.kind not in ("key", "value")]
 
 
-def output_shape(spec: GraphSpec, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Shape of the data output for that of the data input."""
-    if spec.kind == "encoder":
-        return shape[0], spec.shape.num_codebooks, shape[2] // spec.frame_size
-    return shape[0], 1, shape[2] * spec.frame_size
+def output_shapes(spec: GraphSpec, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the data outputs, by name, for that of the data input."""
+    frames = shape[spec.data_input.time_axis] // (spec.frame_size if spec.kind == "encoder" else 1)
+    sizes = {BATCH: shape[0], FRAMES: frames, SAMPLES: frames * spec.frame_size}
+    return {
+        tensor.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+        for tensor in spec.data_outputs
+    }
 
 
 def ort_value(array: Array, device: str = "cpu") -> Any:

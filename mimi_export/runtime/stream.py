@@ -1,4 +1,4 @@
-"""Streams: audio in and codes out, or codes in and audio out, in pieces of any size.
+"""Streams: audio in and codes or latents out, or these in and audio out, in pieces of any size.
 
 An encoder stream collects samples to whole frames (and, for a graph of fixed frames per call, whole calls). What is
 left at the end is filled with zeros by `flush`.
@@ -6,21 +6,30 @@ left at the end is filled with zeros by `flush`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.errors import AudioError, CodesError, StreamError
+from mimi_export.errors import CodesError, StreamError
+from mimi_export.runtime.checks import Audio, Codes, check_audio, check_decoded
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.state import Array, StreamState, output_shape
+from mimi_export.runtime.state import Array, StreamState, output_shapes
 
 MAX_FRAMES_PER_CALL = 32  # more gain no speed, and attention memory grows with the square
-Audio = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int64]
+Latents = npt.NDArray[np.float32]
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of a piece: codes `[B, K, frames]`, latents `[B, frames, hidden]`.
+
+    What the graph does not give has no codebooks, or no channels.
+    """
+
+    codes: Codes
+    latents: Latents
 
 
 class Flush(NamedTuple):
@@ -49,8 +58,10 @@ class _Stream:
         self._state = StreamState(graph, batch)
         self._unit = unit  # entries of the input's last axis per frame
         self._empty = self._pending = empty
-        spec = graph.spec
-        self._none: Array = np.zeros((*output_shape(spec, (batch, 1, 0))[:2], 0), spec.data_output.dtype)
+        self._time = graph.spec.data_input.time_axis
+        shapes = output_shapes(graph.spec, (batch, 0, 0))
+        whole = ((np.zeros(shapes[tensor.name], tensor.dtype), tensor) for tensor in graph.spec.data_outputs)
+        self._none = tuple(np.delete(array, slice(None), tensor.time_axis) for array, tensor in whole)
         self._count = 0
         self._ended = False
 
@@ -77,8 +88,8 @@ class _Stream:
         self._count = snapshot.count
         self._ended = snapshot.ended
 
-    def _run(self, data: Array) -> list[Array]:
-        """Run all whole calls that the buffer and `data` make; keep the rest."""
+    def _run(self, data: Array) -> list[tuple[Array, ...]]:
+        """Run all whole calls that the buffer and `data` make (time last); keep the rest."""
         pending = np.concatenate([self._pending, data], axis=-1) if self._pending.shape[-1] else data
         fixed = self._state.graph.spec.shape.frames_per_call
         frames = pending.shape[-1] // self._unit
@@ -87,12 +98,13 @@ class _Stream:
         outputs = []
         for start in range(0, frames, most):
             stop = min(start + most, frames)
-            outputs.append(self._state.step(np.ascontiguousarray(pending[..., start * self._unit : stop * self._unit])))
+            call = np.moveaxis(pending[..., start * self._unit : stop * self._unit], 2, self._time)
+            outputs.append(self._state.step(np.ascontiguousarray(call)))
             self._pending = pending[..., stop * self._unit :]
         self._pending = pending[..., frames * self._unit :].copy()
         return outputs
 
-    def _finish(self) -> tuple[list[Array], int]:
+    def _finish(self) -> tuple[list[tuple[Array, ...]], int]:
         """Zero-pad the buffer to a whole call and run it; the outputs and the entries that were real."""
         self._check_open()
         self._ended = True
@@ -103,17 +115,20 @@ class _Stream:
         padding = np.zeros((*self._pending.shape[:-1], -real % quantum), self._pending.dtype)
         return self._run(padding), real
 
-    def _join(self, outputs: list[Array]) -> Array:
+    def _join(self, outputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:
         """Outputs of calls in a row; the only one as it is, for between two calls every operation starts cold."""
-        return outputs[0] if len(outputs) == 1 else np.concatenate([self._none, *outputs], axis=-1)
+        if len(outputs) == 1:
+            return outputs[0]
+        tensors, joined = self._state.graph.spec.data_outputs, zip(self._none, *outputs, strict=True)
+        return tuple(np.concatenate(parts, tensor.time_axis) for tensor, parts in zip(tensors, joined, strict=True))
 
     def _check_open(self) -> None:
         if self._ended:
             raise StreamError("this stream was flushed; call reset() to begin a new one")
 
 
-class EncoderStream(_Stream):
-    """Samples in, codes out.
+class SampleStream(_Stream):
+    """Samples in; what the graph gives out.
 
     Args:
         graph: an encoder's session.
@@ -129,14 +144,11 @@ class EncoderStream(_Stream):
         """Samples pushed since the stream began."""
         return self._count
 
-    def push(self, samples: npt.ArrayLike) -> Codes:
-        """Take samples, give the codes that are ready.
+    def encode(self, samples: npt.ArrayLike) -> Encoded:
+        """Take samples, give codes and latents from one pass, as far as the graph gives both.
 
         Args:
             samples: `[n]` (batch 1) or `[B, n]` floats, full scale 1.0, at the model's sampling rate; any n.
-
-        Returns:
-            int64 `[B, K, frames]`; frames may be 0.
 
         Raises:
             AudioError: wrong shape or type, NaN or infinite samples.
@@ -146,7 +158,31 @@ class EncoderStream(_Stream):
         audio = check_audio(samples, self.batch)
         outputs = self._run(audio)
         self._count += audio.shape[-1]
-        return self._join(outputs)
+        return self._encoded(outputs, None)
+
+    def finish(self) -> tuple[Encoded, int]:
+        """End the stream: fill the last frame with zeros and encode it; how many samples of that were real."""
+        outputs, real = self._finish()
+        return self._encoded(outputs, -(-real // self.geometry.frame_size)), real
+
+    def _encoded(self, outputs: list[tuple[Array, ...]], frames: int | None) -> Encoded:
+        """The first `frames` of the outputs of calls in a row."""
+        first, *further = self._join(outputs)
+        if further:
+            codes, latents = first, further[0]
+        elif first.dtype.kind == "f":
+            codes, latents = np.zeros((self.batch, 0, first.shape[1]), np.int64), first
+        else:
+            codes, latents = first, np.zeros((self.batch, first.shape[2], 0), np.float32)
+        return Encoded(codes[..., :frames], latents[:, :frames])
+
+
+class EncoderStream(SampleStream):
+    """Samples in, codes out."""
+
+    def push(self, samples: npt.ArrayLike) -> Codes:
+        """Take samples, give the codes that are ready: int64 `[B, K, frames]`, frames may be 0; see `encode`."""
+        return self.encode(samples).codes
 
     def flush(self) -> Flush:
         """End the stream: fill the last frame with zeros and encode it.
@@ -158,13 +194,12 @@ class EncoderStream(_Stream):
         Raises:
             StreamError: the stream was flushed already.
         """
-        outputs, real = self._finish()
-        frames = -(-real // self.geometry.frame_size)
-        return Flush(self._join(outputs)[..., :frames], real)
+        encoded, real = self.finish()
+        return Flush(encoded.codes, real)
 
 
 class DecoderStream(_Stream):
-    """Codes in, samples out.
+    """Codes, or latents for a decoder that was exported to take them, in; samples out.
 
     Args:
         graph: a decoder's session.
@@ -173,7 +208,7 @@ class DecoderStream(_Stream):
     """
 
     def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
-        super().__init__(graph, geometry, batch, 1, np.zeros((batch, 0, 0), np.int64))
+        super().__init__(graph, geometry, batch, 1, np.zeros((batch, 0, 0), graph.spec.data_input.dtype))
 
     @property
     def num_frames(self) -> int:
@@ -181,11 +216,12 @@ class DecoderStream(_Stream):
         return self._count
 
     def push(self, codes: npt.ArrayLike) -> Audio:
-        """Take codes, give their samples.
+        """Take codes or latents, give their samples.
 
         Args:
             codes: integers `[K, frames]` (batch 1) or `[B, K, frames]`, K from 1 to the graph's codebooks; a stream
-                may not change K while frames are buffered.
+                may not change K while frames are buffered. For a graph that takes latents: floats `[frames, hidden]`
+                or `[B, frames, hidden]`.
 
         Returns:
             float32 `[B, samples]`, `frame_size` samples a frame (all of them at once, unless the graph has more than
@@ -196,60 +232,16 @@ class DecoderStream(_Stream):
             StreamError: the stream was flushed.
         """
         self._check_open()
-        array = check_codes(codes, self.batch, self._state.graph.spec.shape.num_codebooks, self.geometry.codebook_size)
+        array = check_decoded(codes, self.batch, self._state.graph.spec, self.geometry)
         if self._pending.shape[-1] == 0:
             self._pending = array[..., :0]
         elif self._pending.shape[1] != array.shape[1]:
             raise CodesError(f"got {array.shape[1]} codebooks while frames of {self._pending.shape[1]} are buffered")
         outputs = self._run(array)
         self._count += array.shape[-1]
-        return self._join(outputs)[:, 0]
+        return self._join(outputs)[0][:, 0]
 
     def flush(self) -> Audio:
         """End the stream: the samples of buffered frames, which only a graph of several frames per call keeps."""
         outputs, real = self._finish()
-        return self._join(outputs)[:, 0, : real * self.geometry.frame_size]
-
-
-def check_audio(samples: npt.ArrayLike, batch: int) -> Audio:
-    """Samples `[n]` (batch 1) or `[B, n]` as float32 `[B, 1, n]`; `AudioError` for what no encoder should get."""
-    array: npt.NDArray[Any] = np.asarray(samples)
-    if array.dtype.kind != "f":
-        raise AudioError(f"samples are {array.dtype}, expected floats of full scale 1.0 (int16 / 32768)")
-    if array.ndim == 1 and batch == 1:
-        array = array[None]
-    if array.ndim != 2 or array.shape[0] != batch:
-        raise AudioError(f"samples have shape {list(array.shape)}, expected [{batch}, samples]")
-    audio: Audio = array.astype(np.float32, copy=False)
-    if not math.isfinite(np.vdot(audio, audio)):  # NaN and infinite samples show in the sum, and huge ones may
-        bad = np.argwhere(~np.isfinite(audio))
-        if len(bad):
-            row, place = bad[0]
-            raise AudioError(
-                f"sample {place} of row {row} is {audio[row, place]}; remove NaN and infinite samples first"
-            )
-    return audio[:, None]
-
-
-def check_codes(codes: npt.ArrayLike, batch: int, num_codebooks: int, codebook_size: int) -> Codes:
-    """Codes `[K, T]` (batch 1) or `[B, K, T]` as int64 `[B, K, T]`; `CodesError` for what no decoder should get.
-
-    K is 1 to `num_codebooks`. The message names the first bad value in the order row, codebook, frame.
-    """
-    array: npt.NDArray[Any] = np.asarray(codes)
-    if array.dtype.kind not in "iu":
-        raise CodesError(f"codes are {array.dtype}, expected integers")
-    if array.ndim == 2 and batch == 1:
-        array = array[None]
-    if array.ndim != 3 or array.shape[0] != batch:
-        raise CodesError(f"codes have shape {list(array.shape)}, expected [{batch}, codebooks, frames]")
-    if not 1 <= array.shape[1] <= num_codebooks:
-        raise CodesError(f"codes have {array.shape[1]} codebooks, this decoder takes 1 to {num_codebooks}")
-    if array.size and not (array.min() >= 0 and array.max() < codebook_size):
-        bad = (array < 0) | (array >= codebook_size)
-        row, codebook, frame = np.unravel_index(int(np.argmax(bad)), bad.shape)
-        raise CodesError(
-            f"code {array[row, codebook, frame]} at row {row}, codebook {codebook}, frame {frame} is out of range, "
-            f"expected 0 to {codebook_size - 1}"
-        )
-    return array.astype(np.int64, copy=False)
+        return self._join(outputs)[0][:, 0, : real * self.geometry.frame_size]

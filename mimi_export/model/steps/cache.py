@@ -181,6 +181,48 @@ class RingCache:
         return [(query, keys)], values, keys, values
 
 
+class SlotCache(RingCache):
+    """A ring of exactly `window` slots, whose place in the stream is given and no state.
+
+    A call's second token would overwrite what its first one still sees, so the call's own tokens are attended to beside
+    the past and written afterwards. All rows are as old as each other.
+
+    Args:
+        geometry: sizes of the model.
+        rows: rows of the call.
+        slots: int64 `[T]`, where this call's tokens go: their positions modulo the window.
+        positions: int64 `[T]`, tokens of the stream before each.
+        swap: `half_swap(head_dim)`.
+    """
+
+    def __init__(self, geometry: Geometry, rows: int, slots: Tensor, positions: Tensor, swap: Tensor) -> None:
+        new, window = len(positions), geometry.sliding_window
+        super().__init__(geometry, positions[:1, None].expand(rows, 1), new, window, swap)
+        groups = torch.arange(geometry.num_key_value_heads)
+        grid = torch.meshgrid(slots, torch.arange(rows), groups, indexing="ij")
+        self._places = torch.stack([grid[1], grid[2], grid[0]], dim=-1).unsqueeze(3)
+        before = torch.remainder(slots[0] - 1 - torch.arange(window), window) + 1  # tokens since each slot's
+        steps = torch.arange(new)[:, None]
+        past = (before <= positions[0]) & (before + steps < window)
+        own = (steps >= torch.arange(new)) & (steps - torch.arange(new) < window)
+        self.bias = torch.where(torch.cat([past, own], dim=1), 0.0, -math.inf)[:, None, None, None]
+        self.present: Mapping[str, Tensor] = {}
+
+    def carried(self, state: Tensor) -> Tensor:
+        """The state as it is: a client begins with zeros."""
+        return state
+
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+        """See `KvCache`."""
+        query, key, value = _split_heads(fused * self._cos + (fused @ self._swap) * self._sin, self._groups)
+        keys, values = (
+            torch.cat([past, new.squeeze(3).permute(1, 2, 0, 3)], dim=2)
+            for past, new in ((past_key, key), (past_value, value))
+        )
+        written = (write_slots(past, self._places, new) for past, new in ((past_key, key), (past_value, value)))
+        return [(query, keys)], values, *written
+
+
 def _split_heads(fused: Tensor, groups: int) -> tuple[Tensor, ...]:
     """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`."""
     return torch.split(fused, [fused.shape[2] - 2 * groups, groups, groups], dim=2)

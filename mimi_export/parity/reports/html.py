@@ -37,7 +37,8 @@ def to_text(run: ParityRun) -> str:
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     parts = [_verdict(run)]
     if run.reports:
-        sections = (tables.quality(run), tables.cost(run), tables.budgets(run), tables.published(run))
+        made = (tables.quality, tables.latents, tables.cost, tables.budgets, tables.published)
+        sections = filter(lambda table: table.rows, (make(run) for make in made))
         parts += [*map(_section, sections), *_clips(run), _states(run), _section(tables.clips(run)), _footer(run)]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -106,9 +107,10 @@ def _clips(run: ParityRun) -> Iterator[str]:
 def _signals(found: Found) -> Signals:
     """The original, PyTorch's reconstruction for each number of codebooks, and each variant's."""
     references: dict[str, Audio] = {}
-    for report, clip in found:
-        references.setdefault(f"PyTorch, {report.manifest.shape.num_codebooks} codebooks", clip.excerpt.reference)
-    results = [(report.name, clip.excerpt.result) for report, clip in found]
+    for report, clip in (pair for pair in found if len(pair[1].excerpt.result)):
+        count = report.manifest.shape.decoded_codebooks
+        references.setdefault(f"PyTorch, {count} codebooks" if count else "PyTorch, latents", clip.excerpt.reference)
+    results = [(report.name, clip.excerpt.result) for report, clip in found if len(clip.excerpt.result)]
     return [("Original", found[0][1].excerpt.original), *references.items(), *results]
 
 
@@ -123,7 +125,7 @@ def _listen(signals: Signals, rate: int) -> str:
 def _waves(found: Found, seconds: float) -> str:
     legend = _legend((("original", "original"), ("reference", "PyTorch"), ("result", "ONNX (outline)")))
     figures = []
-    for report, clip in found:
+    for report, clip in (pair for pair in found if len(pair[1].excerpt.result)):
         picture = charts.waveforms(clip.excerpt.original, clip.excerpt.reference, clip.excerpt.result)
         figures.append(_figure(report.name, ", end to end", _plot(picture, seconds)))
     return _gallery("Waveforms", legend, figures)
@@ -163,7 +165,7 @@ def _curve(report: VariantReport, clip: ClipResult, what: str) -> charts.Array:
 
 def _heat(found: Found) -> str:
     figures = []
-    for report, clip in found:
+    for report, clip in (pair for pair in found if len(pair[1].timeline.verdict)):
         codebooks = len(clip.timeline.verdict)
         equal = tables.percent(next(iter(clip.codes.values())).equal)
         picture = (

@@ -8,6 +8,7 @@ What the keys of a variant and of a clip stand for:
     states            by graph, by state: SNR at the end of the first clip
     published         the first 3 s beside what the public models' card states (`card_*`)
     clips             latents and decoder from the reference's codes, end_to_end from the variant's own
+    latent_calls      of latents that the graph gives, by the number of frames in a call
     drift             first_db and last_db of the first and the last 10 s
 
 Audio differences have `log_mel_db` and `multi_scale`, too (`mimi_export.parity.spectra`).
@@ -66,9 +67,11 @@ def _variant(report: VariantReport) -> VariantRecord:
         files=dict(sorted(manifest.files.items())),
         bitrate=report.bitrate,
         codes=agreement_record(report.codes),
-        timing=records.Timing(times["encoder"], times["decoder"], level(report.real_time_factor)),
+        timing=records.Timing(times["encoder"], times.get("decoder"), level(report.real_time_factor)),
         states={kind: {name: level(db) for name, db in states.items()} for kind, states in report.states.items()},
-        published=records.Published(
+        published=None
+        if "decoder" not in times
+        else records.Published(
             seconds=min(PUBLISHED_SECONDS, first.num_samples / rate),
             decoder=difference_record(first.first_seconds["decoder"]),
             end_to_end=difference_record(first.first_seconds["end_to_end"]),
@@ -93,6 +96,7 @@ def clip_record(clip: ClipNumbers, sampling_rate: int) -> records.Clip:
         end_to_end=difference_record(clip.end_to_end),
         decoder_calls={way: difference_record(difference) for way, difference in clip.decoder_calls.items()},
         drift={what: records.Drift(level(d.first_db), level(d.last_db)) for what, d in clip.drift.items()},
+        latent_calls={way: difference_record(d) for way, d in clip.latent_calls.items()} or None,
     )
 
 
@@ -107,7 +111,7 @@ def difference_record(difference: Difference) -> records.Difference:
     return records.Difference(
         snr_db=level(difference.snr_db),
         cosine=None if math.isnan(difference.cosine) else difference.cosine,
-        max_abs=level(difference.max_abs) if math.isfinite(difference.max_abs) else "lost",
+        max_abs="lost" if math.isinf(difference.max_abs) else level(difference.max_abs),
         log_mel_db=level(difference.log_mel_db) if isinstance(difference, AudioDifference) else None,
         multi_scale=level(difference.multi_scale) if isinstance(difference, AudioDifference) else None,
     )

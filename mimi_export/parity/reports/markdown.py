@@ -14,8 +14,8 @@ def to_text(run: ParityRun) -> str:
     if found := run.problems:
         parts.append("\n".join(f"- **{line}**" for line in found))
     if run.reports:
-        for make in (tables.quality, tables.cost, tables.published, tables.codebooks, tables.clips):
-            table = make(run)
+        made = (tables.quality, tables.latents, tables.cost, tables.published, tables.codebooks, tables.clips)
+        for table in filter(lambda table: table.rows, (make(run) for make in made)):
             parts += [f"## {table.title}", *filter(None, [table.note]), grid(table)]
     return "\n\n".join(parts) + "\n"
 

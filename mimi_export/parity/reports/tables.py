@@ -13,7 +13,7 @@ from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.parity.checks import EXACT, STATE_DB, computation_order
 from mimi_export.parity.metrics import Difference
 from mimi_export.parity.reports.json import CARD_BATCH_DB, CARD_STREAMING
-from mimi_export.parity.results import METRIC_WORDS, Drift, ParityRun, VariantReport, number
+from mimi_export.parity.results import METRIC_WORDS, Drift, ParityRun, Timing, VariantReport, number
 
 MIB = 1 << 20
 GOOD, BAD = ("pass", "met"), ("FAIL", "missed")
@@ -67,7 +67,7 @@ def quality(run: ParityRun) -> Table:
             number(first.latents.snr_db if first.latents else None, 1),
             number(first.decoder.snr_db, 1),
             cosine(first.decoder.cosine),
-            f"{first.decoder.max_abs:.1e}",
+            small(first.decoder.max_abs),
             number(first.end_to_end.snr_db, 1),
             number(first.end_to_end.log_mel_db, 3),
             number(first.end_to_end.multi_scale, 4),
@@ -89,13 +89,14 @@ def cost(run: ParityRun) -> Table:
     """What each variant costs: time of one frame on one thread, size, bitrate."""
     rows = []
     for report in run.reports:
-        times = [report.timing[kind] for kind in GRAPH_KINDS]
-        files = [report.manifest.files[report.manifest.spec(kind).file_name] for kind in GRAPH_KINDS]
+        nothing = Timing(math.nan, math.nan)
+        times = [report.timing.get(kind, nothing) for kind in GRAPH_KINDS]
+        sizes = [report.manifest.files[spec.file_name].bytes / MIB for spec in report.manifest.specs.values()]
         rows.append([
             report.name,
             *(number(value, 2) for timing in times for value in (timing.median_ms, timing.p95_ms)),
             number(report.real_time_factor, 3),
-            *(number(file.bytes / MIB, 1) for file in files),
+            *(number(size, 1) for size in [*sizes, None][:2]),
             f"{report.bitrate / 1000:g}",
         ])  # fmt: skip
     columns = (
@@ -124,7 +125,7 @@ def published(run: ParityRun) -> Table:
         ["public model card, streaming vs batch", *_three(CARD_STREAMING)],
         ["public model card, batch ONNX", number(CARD_BATCH_DB, 1), "—", "—"],
     ]
-    for report in run.reports:
+    for report in (report for report in run.reports if "decoder" in report.manifest.shape.kinds):
         found = report.clips[0].first_seconds
         rows += [
             [f"{report.name}, {what.replace('_', ' ')}", *_three(found[what])] for what in ("end_to_end", "decoder")
@@ -141,6 +142,18 @@ def codebooks(run: ParityRun) -> Table:
     return Table("Codes equal to PyTorch's, by codebook", ("variant", *map(str, range(most))), rows)
 
 
+def latents(run: ParityRun) -> Table:
+    """What a graph gives as latents, a row for each clip and way to call; no rows where none gives any."""
+    rows = [
+        [f"{report.name}, {clip.name}", way, *_three(difference)]
+        for report in run.reports
+        for clip in report.clips
+        for way, difference in clip.latent_calls.items()
+    ]
+    columns = ("variant, clip", "frames per call", "SNR dB", "cosine", "max-abs")
+    return Table("Latents against PyTorch's", columns, rows)
+
+
 def clips(run: ParityRun) -> Table:
     """Each clip of each variant, and each way to call it."""
     columns = (
@@ -155,9 +168,10 @@ def clips(run: ParityRun) -> Table:
 
 
 def states(run: ParityRun) -> Iterator[Table]:
-    """For each graph its states, a row each, in the order of computation; weak ones of exact variants say so."""
+    """For each kind of graph its states in the order of computation; weak ones of exact variants say so."""
     for kind in GRAPH_KINDS:
-        names = list(dict.fromkeys(name for r in run.reports for name in computation_order(r.manifest, kind)))
+        having = [r for r in run.reports if kind in r.manifest.shape.kinds]
+        names = list(dict.fromkeys(name for r in having for name in computation_order(r.manifest, kind)))
         rows = [[name, *(_state(r, r.states.get(kind, {}).get(name)) for r in run.reports)] for name in names]
         yield Table(kind, (kind, *(report.name for report in run.reports)), rows)
 
@@ -171,12 +185,19 @@ STATES_NOTE = (
 def cosine(value: float) -> str:
     """A cosine; as `1 - 3e-08` where it is too near to 1 for decimals."""
     distance = 1 - value
-    return f"{value:.5f}" if distance > 1e-5 or math.isnan(value) else f"1 - {max(distance, 0):.0e}"
+    if math.isnan(value):
+        return number(None)
+    return f"{value:.5f}" if distance > 1e-5 else f"1 - {max(distance, 0):.0e}"
+
+
+def small(value: float, digits: int = 0) -> str:
+    """A number near zero, with an exponent, or so many significant digits."""
+    return number(None) if math.isnan(value) else f"{value:.{digits}g}" if digits else f"{value:.1e}"
 
 
 def percent(fraction: float) -> str:
     """A fraction in percent that says 100 only for all."""
-    text = f"{100 * fraction:.2f} %"
+    text = f"{100 * fraction:.2f} %" if not math.isnan(fraction) else number(None)
     return "99.99 %" if text == "100.00 %" and fraction < 1 else text.replace("100.00", "100")
 
 
@@ -194,7 +215,7 @@ def _clip_rows(report: VariantReport) -> Iterator[list[str]]:
                 number(decoder.snr_db, 1),
                 number(clip.end_to_end.snr_db if whole else None, 1),
                 cosine(decoder.cosine),
-                f"{decoder.max_abs:.1e}",
+                small(decoder.max_abs),
                 _drift(clip.drift.get("decoder") if whole else None),
             ]
 
@@ -205,7 +226,7 @@ def _state(report: VariantReport, value: float | None) -> str:
 
 
 def _three(difference: Difference) -> list[str]:
-    return [number(difference.snr_db, 1), cosine(difference.cosine), f"{difference.max_abs:.2g}"]
+    return [number(difference.snr_db, 1), cosine(difference.cosine), small(difference.max_abs, 2)]
 
 
 def _drift(drift: Drift | None) -> str:
