@@ -228,7 +228,7 @@ def test_build(cli, tmp_path, tiny_variant, monkeypatch):
     def copy(checkpoint, path, shape, **options):
         assert (checkpoint.source, shape.num_codebooks, options["name"]) == ("synthetic:tiny", 4, "own")
         options["progress"]("tracing the encoder")
-        shutil.copytree(tiny_variant(), path)
+        shutil.copytree(tiny_variant(), path, dirs_exist_ok=True)
 
     monkeypatch.setattr(build_module, "export_variant", copy)
     monkeypatch.setattr(build_module, "_code_sha256", lambda: "fixed")  # a source may be edited meanwhile
