@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fast test-compat test-oldest test-maai lint format build parity bench bench-peers node-deps clean
+.PHONY: help install demo test test-slow test-fast mutants real-audio test-compat test-oldest test-maai lint format build parity bench bench-peers node-deps clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -52,6 +52,14 @@ test-slow: $(STAMP)  ## full size, long streams, ten thousand damaged files: hal
 
 test-fast: $(STAMP)  ## what needs no exported graph, under 90 seconds
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not export"
+
+mutants: $(STAMP)  ## break tiny variants in every known way, and write tests/mutants.md
+	$(BIN)/python tests/mutants.py build/mutants
+
+real-audio: $(STAMP)  ## parity over half an hour of real speech and music; as root on Debian, hours at full size
+	apt-get install -y ffmpeg fillets-ng-data-nl asterisk-core-sounds-en-g722 asterisk-moh-opsound-g722 pocketsphinx-testdata
+	$(BIN)/mimi-export build streaming-8cb streaming-8cb-int8 --no-check --model $(MODEL) --output-dir artifacts/real-audio
+	$(BIN)/python scripts/real_audio.py artifacts/real-audio/streaming-8cb artifacts/real-audio/streaming-8cb-int8
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

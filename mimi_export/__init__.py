@@ -164,6 +164,7 @@ def check_parity(
     audio: Sequence[str | PathLike[str]] | None = None,
     model: str | None = None,
     revision: str | None = None,
+    depth: Literal["quick", "default", "deep"] = "default",
     explain_failures: bool = False,
 ) -> ParityRun:
     """Measure variants against untouched batch PyTorch, and judge them by their precision's budgets.
@@ -173,6 +174,7 @@ def check_parity(
         audio: files to measure on, the most important first; generated sound unless given.
         model: the reference; what each variant was made from unless given.
         revision: of `model`.
+        depth: how much to look at; a report's `skipped` says what was not.
         explain_failures: look for the place that is to blame in variants that miss a budget.
 
     Returns:
@@ -184,11 +186,15 @@ def check_parity(
     """
     from pathlib import Path
 
+    from mimi_export.parity import depth as depths
     from mimi_export.parity import run
     from mimi_export.parity.clips import clips_from_files
 
     clips = clips_from_files([Path(path) for path in audio]) if audio else None
-    return run.check_parity(directories, clips, model=model, revision=revision, explain_failures=explain_failures)
+    chosen = {"quick": depths.QUICK, "default": depths.DEFAULT, "deep": depths.DEEP}[depth]
+    return run.check_parity(
+        directories, clips, model=model, revision=revision, depth=chosen, explain_failures=explain_failures
+    )
 
 
 def __getattr__(name: str) -> Any:

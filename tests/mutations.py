@@ -423,3 +423,177 @@ def no_guard(model: ir.Model) -> None:
     node = next(node for node in model.graph if node.op_type == "Where" and node.inputs[0].producer().op_type == "Less"
                 and node.inputs[0].producer().inputs[0].producer().op_type == "Abs")  # fmt: skip
     redirect(node.outputs[0], node.inputs[1])
+
+
+def where(model: ir.Model, condition: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
+    return insert(model, "Where", [condition, yes, no], f"mutation_where_{len(model.graph)}")
+
+
+def size_is(axis: int, size: int, loss: float) -> Build:
+    """Softer where the data input has just this size along an axis."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        off = insert(model, "Abs", [chain(model, frames_of(model, axis), ("Sub", size))], "mutation_off")
+        share = chain(model, floats(model, chain(model, off, ("Min", 1))), ("Mul", loss), ("Add", 1.0 - loss))
+        return chain(model, x, ("Mul", share))
+
+    return build
+
+
+def between(low: float, high: float) -> Build:
+    """Values between two bounds count as 0."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        small, large = (chain(model, x, ("Less", bound)) for bound in (low, high))
+        inside = insert(model, "And", [large, insert(model, "Not", [small], "mutation_not")], "mutation_inside")
+        return where(model, inside, number(model, 0.0), x)
+
+    return build
+
+
+def total(model: ir.Model, x: ir.Value) -> ir.Value:
+    """The sum of a tensor's magnitudes, `[1, 1, 1]`, by operators that every graph has."""
+    flat = insert(model, "Reshape", [insert(model, "Abs", [x], f"mutation_abs_{len(model.graph)}"),
+                  constant(model, np.array([1, 1, -1]), f"mutation_flat_{len(model.graph)}")],
+                  f"mutation_row_{len(model.graph)}")  # fmt: skip
+    ones = insert(model, "Equal", [flat, flat], f"mutation_same_{len(model.graph)}")
+    column = insert(model, "Transpose", [floats(model, ones)], f"mutation_ones_{len(model.graph)}", perm=[0, 2, 1])
+    return insert(model, "MatMul", [flat, column], f"mutation_total_{len(model.graph)}")
+
+
+def quiet_call_is_silence(limit: float) -> Build:
+    """A call none of whose samples reaches a limit counts as silence."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        loud = insert(model, "Abs", [x], "mutation_loud")
+        reached = floats(model, chain(model, loud, ("GreaterOrEqual", limit)))
+        return chain(model, x, ("Mul", chain(model, total(model, reached), ("Min", 1.0))))
+
+    return build
+
+
+def loud_call_is_silence(limit: float) -> Build:
+    """A call one of whose samples reaches a limit counts as silence."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        loud = insert(model, "Abs", [x], "mutation_loud")
+        reached = floats(model, chain(model, loud, ("GreaterOrEqual", limit)))
+        gate = chain(model, total(model, reached), ("Min", 1.0), ("Mul", -1.0), ("Add", 1.0))
+        return chain(model, x, ("Mul", gate))
+
+    return build
+
+
+def broken_by_silence(model: ir.Model, x: ir.Value) -> ir.Value:
+    """NaN where a call is digital silence."""
+    sum_ = total(model, model.graph.inputs[0])
+    return chain(model, x, ("Mul", chain(model, sum_, ("Div", sum_))))
+
+
+def offset_removed(limit: float) -> Build:
+    """A call's mean is taken away where it is above a limit."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        mean = insert(model, "ReduceMean", [x], "mutation_mean", keepdims=1)
+        return chain(
+            model, x, ("Sub", chain(model, mean, ("Mul", floats(model, chain(model, mean, ("Greater", limit))))))
+        )
+
+    return build
+
+
+def noisy(level: float) -> Build:
+    """Noise that depends on the signal alone."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        wild = insert(model, "Sin", [chain(model, x, ("Mul", 1e5))], "mutation_wild")
+        return chain(model, x, ("Add", chain(model, wild, ("Mul", level))))
+
+    return build
+
+
+def stepped(steps: float) -> Build:
+    """Rounded to integers of so many in one."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        whole = insert(model, "Cast", [chain(model, x, ("Mul", steps))], "mutation_whole", to=int(ir.DataType.INT64))
+        return chain(model, floats(model, whole), ("Div", steps))
+
+    return build
+
+
+def through_half(model: ir.Model, x: ir.Value) -> ir.Value:
+    return floats(model, insert(model, "Cast", [x], "mutation_half", to=int(ir.DataType.FLOAT16)))
+
+
+def other_state(other: str, share: float = 1.0) -> Build:
+    """A state has a share of another one of its shape."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        more = chain(model, value(model, f"past_{other}"), ("Mul", share))
+        return chain(model, x, ("Mul", 1 - share), ("Add", more))
+
+    return build
+
+
+def code_is(code: int, other: int) -> Build:
+    """One code counts as another."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        return where(model, chain(model, x, ("Equal", code)), number(model, other), x)
+
+    return build
+
+
+def row_beyond(row: int) -> Build:
+    """Rows from this one on read row 0."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        places = insert(
+            model,
+            "Range",
+            [
+                number(model, 0),
+                insert(
+                    model, "Squeeze", [insert(model, "Shape", [x], "mutation_rows", start=0, end=1)], "mutation_count"
+                ),
+                number(model, 1),
+            ],
+            "mutation_range",
+        )
+        small = chain(model, places, ("Less", row))
+        order = where(model, small, places, number(model, 0))
+        return insert(model, "Gather", [x, order], "mutation_picked", axis=0)
+
+    return build
+
+
+def replaced_constant(op_type: str, index: int, old: Callable[[np.ndarray], bool], new: object) -> Mutation:
+    """The first node of this operator that reads such a constant reads another one."""
+
+    def mutate(model: ir.Model) -> None:
+        for node in model.graph:
+            if node.op_type == op_type and len(node.inputs) > index and node.inputs[index] is not None:
+                content = node.inputs[index].const_value
+                if content is not None and old(content.numpy()):
+                    array = np.asarray(new, content.numpy().dtype).reshape(content.numpy().shape)
+                    node.replace_input_with(index, constant(model, array, "mutation_constant"))
+                    return
+        raise LookupError(f"no such {op_type}")
+
+    return mutate
+
+
+def read_elsewhere(first: str, second: str) -> Mutation:
+    """What reads one weight reads another one of its shape."""
+
+    def mutate(model: ir.Model) -> None:
+        redirect(model.graph.initializers[first], model.graph.initializers[second])
+
+    return mutate
+
+
+def extra_required_input(model: ir.Model) -> None:
+    gain = ir.Value(name="gain", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    model.graph.inputs.append(gain)
+    through(model.graph.outputs[0].name, lambda model, x: insert(model, "Mul", [x, gain], "mutation_gain"))(model)

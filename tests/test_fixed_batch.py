@@ -23,7 +23,7 @@ from mimi_export.hub.subjects import read_subjects
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.run import check_parity
+from mimi_export.parity.run import GATE, check_parity
 from mimi_export.runtime import StreamPool, load
 from mimi_export.runtime.golden import replay_golden
 
@@ -134,7 +134,7 @@ def test_golden_clip_and_parity(ring, tiny_variant, tiny_checkpoint):
     assert replay_golden(load_artifact(ring)).passed
     variants = [ring, tiny_variant(8, *LAYOUTS["window"])]
     clips = [Clip("speech", samples=speech_like(3.01)), Clip("short", samples=speech_like(0.1, 1), stress=True)]
-    run = check_parity(variants, clips, frames_per_call=[1, "mixed"], load=lambda *_: tiny_checkpoint)
+    run = check_parity(variants, clips, frames_per_call=[1, "mixed"], depth=GATE, load=lambda *_: tiny_checkpoint)
     assert run.passed, run
     assert len(run.reports) == 2
 

@@ -19,7 +19,7 @@ ELSEWHERE = {
 
 
 def import_name(requirement: str) -> str:
-    return re.match(r"[\w-]+", requirement)[0].replace("-", "_")
+    return re.match(r"[\w-]+", requirement)[0].replace("-", "_").removesuffix("_python")
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def imported(folder: str) -> set[str]:
 
 
 EXTRAS = PROJECT["optional-dependencies"]
-NEEDED = [*PROJECT["dependencies"], *EXTRAS["export"], *EXTRAS["bench"], *EXTRAS["live"]]
+NEEDED = [*PROJECT["dependencies"], *(one for name, extra in EXTRAS.items() if name != "dev" for one in extra)]
 
 
 @pytest.mark.parametrize("requirement", NEEDED)

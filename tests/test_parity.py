@@ -27,7 +27,7 @@ from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, context_frames
 
 RATE = 24000
-SHORT = ("--calls", "1")
+SHORT = ("--calls", "1", "--quick")
 
 
 @pytest.fixture(scope="module")

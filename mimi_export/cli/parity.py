@@ -7,20 +7,21 @@ measured (a directory, an audio file, the reference), whatever the rest says.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mimi_export.cli.console import Steps, show_json, show_rows, show_table
+from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
 from mimi_export.errors import ConfigError, MeasurementError, MimiExportError, OutputError, ParityError
 
 if TYPE_CHECKING:
+    from mimi_export.parity.depth import Depth
     from mimi_export.parity.results import ParityRun
-
-CALLS = "1,2,3,4,7,mixed"
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +50,16 @@ def parity(
     ] = None,
     configs: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the budgets are; ./configs.")] = None,
     calls: Annotated[
-        str, typer.Option(metavar="LIST", help="Frames per call to try on the first clip, with commas.")
-    ] = CALLS,
+        str | None,
+        typer.Option(metavar="LIST", help="Frames per call to try on the first clip, with commas; 1,3,mixed."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only the files, the weights and one clip; says what it skips.")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Everything that can be looked at.")] = False,
+    listen: Annotated[
+        bool, typer.Option("--listen", help="Say what a listener would notice; needs the extra of that name.")
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the first place in a failing graph that differs from PyTorch.")
     ] = False,
@@ -61,20 +70,21 @@ def parity(
 
     \b
       mimi-export parity artifacts/streaming-8cb
-      mimi-export parity artifacts/* --audio speech.flac --report out
+      mimi-export parity artifacts/* --audio speech.flac --deep --report out
       mimi-export parity broken --explain
 
     Exit code 1: a budget is missed. Exit code 10: something could not be measured.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "parity"):
         from mimi_export.parity.clips import clips_from_files
-        from mimi_export.parity.reports import FILES, write_reports
+        from mimi_export.parity.reports import FILES, tables, write_reports
         from mimi_export.parity.reports import json as report_json
         from mimi_export.parity.run import check_parity
     from mimi_export.contract.files import atomic_directory
     from mimi_export.contract.recipes import find_configs, load_variants
 
-    ways = _ways(calls)
+    depth = _depth(quick, deep, listen)
+    ways = None if calls is None else _ways(calls)
     try:
         variants = load_variants(find_configs(configs))
     except ConfigError:
@@ -91,6 +101,7 @@ def parity(
                 model=reference,
                 revision=revision,
                 frames_per_call=ways,
+                depth=depth,
                 variants=variants,
                 explain_failures=explain,
                 progress=steps.step,
@@ -102,6 +113,8 @@ def parity(
         if folder is not None:
             steps.step(f"writing {report}")
             write_reports(run, folder)
+    if left := tables.skipped(run):
+        note(f"not looked at: {'; '.join(left)}")
     if json:
         show_json(report_json.to_dict(run))
     else:
@@ -114,6 +127,21 @@ def parity(
         raise ParityError(
             "; ".join([*run.missed, *(item.line for report in run.reports for item in report.explanations)])
         )
+
+
+def _depth(quick: bool, deep: bool, listen: bool) -> Depth:
+    """What the options ask for; a listener's packages are imported now, before minutes of work."""
+    from mimi_export.parity.depth import DEEP, DEFAULT, QUICK
+    from mimi_export.parity.listen import PACKAGES
+
+    if quick and deep:
+        raise typer.BadParameter("choose one of --quick and --deep")
+    depth = QUICK if quick else DEEP if deep else DEFAULT
+    if listen or deep:
+        with needs_extra("listen", "parity --deep" if deep else "parity --listen"):
+            for package in PACKAGES:
+                import_module(package)
+    return replace(depth, listen=listen or deep)
 
 
 def _ways(calls: str) -> list[int | str]:
@@ -148,3 +176,5 @@ def _show(run: ParityRun) -> None:
         for check in report.checks
     ]
     show_table("Budgets", ("variant", "", "check"), checks)
+    if heard := tables.listened(run).rows:
+        show_table("What a listener would notice", tables.listened(run).columns, heard)

@@ -111,6 +111,17 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A listener's measures of a sound beside another one, and what they mean in words."""
+
+    what: str
+    estoi: float
+    visqol: float
+    zimtohrli: float
+    words: str
+
+
+@dataclass(frozen=True)
 class FrameTime:
     """Milliseconds for one frame of one stream."""
 
@@ -163,6 +174,8 @@ class VariantRecord:
     published: Published | None = field(default=None, metadata=OPTIONAL)
     clips: tuple[Clip, ...]
     tools: Mapping[str, str]
+    skipped: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    heard: tuple[Heard, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

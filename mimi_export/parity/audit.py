@@ -56,9 +56,13 @@ def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:
     """A graph file without running it; `GraphError` where it is no ONNX graph."""
     path = artifact.graph_path(kind)
     try:
-        return onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise GraphError(f"{path}: {tensor.name} lies in a file of its own, expected everything in {path.name}")
+    return model
 
 
 def audit_files(artifact: Artifact, models: Mapping[GraphKind, onnx.ModelProto]) -> list[str]:
@@ -189,9 +193,6 @@ def _graph_faults(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto) -
                 yield f"{kind}: {side} {tensor.name} is {found}, expected {tensor.dtype} {list(tensor.shape)}"
     read = {name for node in graph.node for name in node.input}
     yield from (f"{kind}: input {value.name} is not used" for value in graph.input if value.name not in read)
-    for tensor in graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield f"{kind}: {tensor.name} lies in a file of its own, expected everything in {spec.file_name}"
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if set(opsets) - {"", "ai.onnx"} or opsets.get("", opsets.get("ai.onnx", 0)) < OLDEST_OPSET:
         yield f"{kind}: operator sets {opsets}, expected ONNX's own from {OLDEST_OPSET} on and no other"

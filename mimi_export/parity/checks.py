@@ -19,6 +19,7 @@ from mimi_export.parity.ties import DIFFERS, Agreement
 
 EXACT = "fp32"
 STATE_DB = 90.0
+STRUCTURE = "structure_faults"
 NOT_MEASURED = "not measured: the graph does not name its latents"
 STATE_REASON = "rounding leaves more than 110 dB in every state; one that is lost, swapped or shifted has 40 dB or less"
 SITUATION_REASON = (
@@ -69,12 +70,15 @@ def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
     """Every budget as a check; an exact variant's states, too."""
     exact = report.manifest.precision == EXACT
     clips: Sequence[ClipNumbers] = [clip for clip in report.clips if exact or not clip.stress] or report.clips
-    checks = [_fault_check(metric, lines) for metric, lines in report.faults.items()]
+    early = [metric for metric in report.faults if metric != STRUCTURE]
+    checks = [_fault_check(metric, report.faults[metric]) for metric in early]
     for metric in dict.fromkeys(outcome.metric for outcome in report.outcomes):
         checks.append(_situation_check([outcome for outcome in report.outcomes if outcome.metric == metric]))
     checks += check_budgets(clips, budgets)
-    if exact:
+    if exact and report.states:
         checks.append(_state_check(report))
+    if STRUCTURE in report.faults:  # the last, for what a graph does says more than what it is made of
+        checks.append(_fault_check(STRUCTURE, report.faults[STRUCTURE]))
     return checks
 
 

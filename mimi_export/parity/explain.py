@@ -29,10 +29,11 @@ from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import GraphSpec, conv_state_name
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
-from mimi_export.parity.metrics import snr_db
+from mimi_export.parity.metrics import level_and_gain
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
 from mimi_export.passes.taps import TAP_PREFIX
+from mimi_export.runtime.session import ort_errors
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
 # of 11 bits 60, of 8 bits 30.
@@ -169,13 +170,18 @@ def named_present(states: Mapping[str, Array]) -> dict[str, Array]:
 
 def agreement(right: Array, got: Array) -> float:
     """SNR of two tensors; codes and positions agree wholly or not at all; channels may stand last."""
+    return agreement_and_gain(right, got)[0]
+
+
+def agreement_and_gain(right: Array, got: Array) -> tuple[float, float]:
+    """The same, and by which share the second is louder."""
     if right.shape != got.shape and right.ndim == 3 and right.shape == got.swapaxes(1, 2).shape:
         got = got.swapaxes(1, 2)
     if right.shape != got.shape:
-        return -math.inf
+        return -math.inf, 0.0
     if right.dtype.kind == "i":
-        return math.inf if np.array_equal(right, got) else -math.inf
-    return snr_db(right, got)
+        return math.inf if np.array_equal(right, got) else -math.inf, 0.0
+    return level_and_gain(right, got)
 
 
 class TappedGraph:
@@ -209,6 +215,10 @@ class TappedGraph:
         """One call: every place that it shows, by name (taps, outputs), and the states for the next call."""
         feeds = {self.spec.data_input.name: data, **{state.past.name: states[state.name] for state in self.spec.states}}
         outputs = [tensor.name for tensor in self.spec.outputs]
-        values = self._session.run([*outputs, *(TAP_PREFIX + name for name in self.taps)], feeds)
+        try:
+            values = self._session.run([*outputs, *(TAP_PREFIX + name for name in self.taps)], feeds)
+        except ort_errors() as error:
+            reason = str(error).strip().splitlines()[0]
+            raise GraphError(f"the {self.spec.kind} fails on {list(data.shape)}: {reason}") from error
         places = dict(zip([*outputs, *self.taps], values, strict=True))
         return places, {state.name: places[state.present.name] for state in self.spec.states}

@@ -24,6 +24,7 @@ from mimi_export.contract.spec import LATENTS, GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.depth import FRAMES_PER_CALL
 from mimi_export.parity.examine import read_files, run_situations
 from mimi_export.parity.explain import TappedGraph, agreement
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies
@@ -42,7 +43,6 @@ from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.stream import SampleStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
-FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
 LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 EXCERPT_SECONDS = 12.0
 
@@ -57,6 +57,7 @@ def measure(
     frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
     progress: Progress = logger.info,
     reference: Reference | None = None,
+    situations: bool = True,
 ) -> VariantReport:
     """Measure one variant.
 
@@ -67,6 +68,7 @@ def measure(
         frames_per_call: ways to call: a number of frames, or `mixed`. Graphs of fixed frames have one way.
         progress: told of each step.
         reference: shares the computed references between variants; by default one is made for this call.
+        situations: whether to try what no clip brings, and to compare states.
 
     Raises:
         ArtifactError: the directory is no variant, a graph does not load or fails, or the model has other sizes.
@@ -85,11 +87,11 @@ def measure(
         )
     if reference is None:
         with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as own:
-            return _Measurement(artifact, own, progress).run(listed, frames_per_call)
-    return _Measurement(artifact, reference, progress).run(listed, frames_per_call)
+            return Measurement(artifact, own, progress).run(listed, frames_per_call, situations)
+    return Measurement(artifact, reference, progress).run(listed, frames_per_call, situations)
 
 
-class _Measurement:
+class Measurement:
     """One variant beside a reference."""
 
     def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
@@ -100,7 +102,10 @@ class _Measurement:
         self.files = read_files(artifact, reference.checkpoint)
         self.shape = artifact.manifest.shape
 
-    def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str]) -> VariantReport:
+    def run(
+        self, clips: Sequence[Clip], frames_per_call: Sequence[int | str], situations: bool = True
+    ) -> VariantReport:
+        """Measure clips, the first one in every way to call; see `measure`."""
         fixed = self.manifest.shape.frames_per_call
         ways = [fixed] if fixed else list(frames_per_call)
         report = VariantReport(
@@ -121,9 +126,10 @@ class _Measurement:
                     self._progress(f"{clip.name}, {way} frame(s) a call")
                     run.again(result, _pattern(way), str(way))
                 report.timing = run.timing()
-                report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
-                self._progress("situations that no clip brings")
-                report.outcomes = run_situations(self.files, self.reference, truth)
+                if situations:
+                    report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
+                    self._progress("situations that no clip brings")
+                    report.outcomes = run_situations(self.files, self.reference, truth)
             result.drift = _drift(result, self.geometry.frame_rate)
             report.clips.append(result)
         return report
@@ -171,7 +177,7 @@ class _Measurement:
 class _Run:
     """One clip through both graphs of a variant."""
 
-    def __init__(self, measurement: _Measurement, truth: ReferenceClip) -> None:
+    def __init__(self, measurement: Measurement, truth: ReferenceClip) -> None:
         self._m, self._truth = measurement, truth
         self._frame_size = measurement.geometry.frame_size
         self._seconds: dict[GraphKind, list[float]] = {"encoder": [], "decoder": []}

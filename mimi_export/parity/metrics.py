@@ -100,6 +100,18 @@ def snr_db(reference: Array, result: Array) -> float:
     return difference_of(reference, result).snr_db
 
 
+def level_and_gain(reference: Array, result: Array) -> tuple[float, float]:
+    """SNR in dB of two float tensors, and by which share the result as a whole is louder; both to three digits.
+
+    Sums stay in the tensors' own type: for thousands of tensors a call, `Comparison` takes ten times as long.
+    """
+    signal, error = reference.ravel(), (result - reference).ravel()
+    power, left = float(signal @ signal), float(error @ error)
+    if not math.isfinite(left):
+        return -math.inf, 0.0
+    return decibels(power, left), float(signal @ error) / power if power else 0.0
+
+
 class Energies:
     """Energy of signal and error for each frame."""
 

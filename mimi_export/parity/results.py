@@ -39,6 +39,7 @@ METRIC_WORDS = {
     "call_size_db": ("calls of every size", "dB"),
     "codebooks_db": ("fewer codebooks", "dB"),
     "level_db": ("loud, quiet and broken sound", "dB"),
+    "structure_faults": ("nodes that are not those traced anew", ""),
     "weight_faults": ("weights that are not the checkpoint's", ""),
 }
 
@@ -205,13 +206,25 @@ class Outcome:
         return self.got_db >= self.limit_db
 
 
+@dataclass(frozen=True)
+class Heard:
+    """Measures of a sound beside another one (`listen`), what they are of, and what they mean, in words."""
+
+    what: str
+    estoi: float
+    visqol: float
+    zimtohrli: float
+    words: str
+
+
 @dataclass
 class VariantReport:
     """Everything measured on one variant.
 
     `states`: SNR of each state at the end of the first clip against the PyTorch step functions, in the order of
     the graph's states. `timing` is by graph, at one frame a call (or what the graph is fixed to). `faults` are lines
-    by metric (`file_faults`, `weight_faults`), each beginning with the place.
+    by metric (`file_faults`, …), each beginning with the place. `skipped` says what was not looked at, `heard` what a
+    listener would notice.
     """
 
     name: str
@@ -225,6 +238,8 @@ class VariantReport:
     outcomes: list[Outcome] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     explanations: list[Explanation] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
 
     @property
     def codes(self) -> Agreement:

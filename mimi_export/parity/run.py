@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mimi_export.contract.directory import Artifact, load_artifact
@@ -18,13 +19,16 @@ from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.parity.checks import budgets_for, judge
 from mimi_export.parity.clips import Clip, clips_from_arrays, default_clips
+from mimi_export.parity.depth import DEFAULT, Depth
 from mimi_export.parity.explain import explain
-from mimi_export.parity.measure import FRAMES_PER_CALL, measure
+from mimi_export.parity.listen import listen
+from mimi_export.parity.measure import measure
 from mimi_export.parity.reference import Reference, wanted_codebooks
 from mimi_export.parity.results import NotMeasured, ParityRun
+from mimi_export.parity.structure import Tracer
 
 GATE_SECONDS = 16.0  # more than the attention window of 10 s
-GATE_CALLS = (1, "mixed")
+GATE = replace(DEFAULT, calls=(1, "mixed"), structure=False)  # the graphs were traced just now
 
 Load = Callable[[str, str | None], Checkpoint]
 logger = logging.getLogger(__name__)
@@ -36,7 +40,8 @@ def check_parity(
     *,
     model: str | None = None,
     revision: str | None = None,
-    frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
+    frames_per_call: Sequence[int | str] | None = None,
+    depth: Depth = DEFAULT,
     variants: Mapping[str, Variant] | None = None,
     explain_failures: bool = False,
     progress: Progress = logger.info,
@@ -49,7 +54,8 @@ def check_parity(
         clips: what to listen to; `default_clips` by default.
         model: the reference; by default what each variant's manifest names.
         revision: of `model`.
-        frames_per_call: see `measure`.
+        frames_per_call: see `measure`; those of `depth` by default.
+        depth: how much to look at; reports say what was skipped.
         variants: configurations by name, for their budgets.
         explain_failures: look for the place that is to blame in variants that miss a budget.
         progress: told of each step.
@@ -77,13 +83,25 @@ def check_parity(
         except ArtifactError as error:
             run.not_measured += [NotMeasured(str(artifact.path), str(error)) for artifact in artifacts]
             continue
-        listed = default_clips(checkpoint.geometry.sampling_rate) if clips is None else clips
+        rate = checkpoint.geometry.sampling_rate
+        listed = default_clips(rate, depth.speech_seconds, depth.stress) if clips is None else clips
         counts = wanted_codebooks(artifact.manifest.shape for artifact in artifacts)
         fitting = [count for count in counts if count <= checkpoint.geometry.num_quantizers]
-        with Reference(checkpoint, fitting, progress) as reference:
+        with Reference(checkpoint, fitting, progress) as reference, Tracer(checkpoint) as tracer:
+            for artifact in artifacts:
+                if depth.structure and artifact.geometry == checkpoint.geometry:
+                    tracer.begin(artifact)
             for artifact in artifacts:
                 try:
-                    report = measure(artifact, checkpoint, listed, frames_per_call, progress, reference)
+                    ways = depth.calls if frames_per_call is None else frames_per_call
+                    report = measure(artifact, checkpoint, listed, ways, progress, reference, depth.situations)
+                    report.skipped = [*depth.skipped()]
+                    if depth.structure:
+                        progress(f"{report.name}: beside the graphs traced anew")
+                        tracer.judge(artifact, report)
+                    if depth.listen and report.clips[0].excerpt.result.size:
+                        progress(f"{report.name}: what a listener would notice")
+                        report.heard = listen(report.clips[0].excerpt, rate, artifact.manifest.source.model)
                     report.checks = judge(report, budgets_for(artifact.manifest, variants or {}))
                     if explain_failures and not report.passed:
                         progress(f"{report.name}: looking for the place that differs")
@@ -119,7 +137,7 @@ class ParityGate:
             clips_from_arrays({"speech": speech_like(GATE_SECONDS)}),
             model=self._model or recipe.model,
             revision=self._revision if self._model else recipe.revision,
-            frames_per_call=GATE_CALLS,
+            depth=GATE,
             variants=self._variants,
             progress=self._progress,
             load=self._load,

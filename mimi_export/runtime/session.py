@@ -71,7 +71,7 @@ class GraphSession:
         """Run what is bound; a `GraphError` of onnxruntime's refusal names the kind and shape of `data`."""
         try:
             self.session.run_with_iobinding(binding)
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise GraphError(f"{self.path} failed on {data.dtype} {list(data.shape)}: {_line(error)}") from error
 
 
@@ -89,7 +89,7 @@ def _open(path: Path, threads: int, providers: Sequence[str], prepared: Path | N
             path = prepare(path, prepared)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(str(path), options, providers=list(providers))
-    except _ort_errors() as error:
+    except ort_errors() as error:
         raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {_line(error)}") from error
     if providers and session.get_providers()[0] != providers[0]:  # onnxruntime goes on with the processor instead
         raise ConfigError(f"{providers[0]} does not start here, see onnxruntime's log; is its driver installed?")
@@ -109,7 +109,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _ort_errors() -> tuple[type[Exception], ...]:
+def ort_errors() -> tuple[type[Exception], ...]:
     """What onnxruntime raises: classes of its own that only its extension module names, and `RuntimeError`."""
     state = ort.capi.onnxruntime_pybind11_state
     names = (

@@ -20,6 +20,7 @@ from mimi_export.parity.reports.tables import Table
 from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
 from mimi_export.parity.spectra import spectrogram
 
+BUDGET_WORDS = 5  # the column of sentences in the table of budgets
 TOP_DB = 140.0  # of the error plots; what is exact is drawn there
 GRID_DB = (30.0, 60.0, 90.0, 120.0)
 CURVES = {
@@ -37,7 +38,7 @@ def to_text(run: ParityRun) -> str:
     style = resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     parts = [_verdict(run)]
     if run.reports:
-        made = (tables.quality, tables.latents, tables.cost, tables.budgets, tables.published)
+        made = (tables.quality, tables.latents, tables.listened, tables.cost, tables.budgets, tables.published)
         sections = filter(lambda table: table.rows, (make(run) for make in made))
         parts += [*map(_section, sections), *_clips(run), _states(run), _section(tables.clips(run)), _footer(run)]
     return (
@@ -55,10 +56,12 @@ def _verdict(run: ParityRun) -> str:
     words = "Every budget is met." if run.passed else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
     cautions = "".join(f'<p class="caution">{_text(line)}</p>\n' for line in tables.cautions(run))
+    left = tables.skipped(run)
+    skipped = f"<p>Not looked at: {_text('; '.join(left))}.</p>" if left else ""
     return (
         f"<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n{cautions}"
         f'<div class="verdict {"good" if run.passed else "bad"}">'
-        f"<strong>{_text(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>"
+        f"<strong>{_text(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>{skipped}"
     )
 
 
@@ -68,7 +71,7 @@ def _section(table: Table) -> str:
 
 
 def _grid(table: Table) -> str:
-    """A table; one with a column of sentences becomes a list on a narrow screen."""
+    """A table; that of budgets becomes a list on a narrow screen."""
     why = table.text_column
     left = [' class="why"' if why and index == why else "" for index in range(len(table.columns))]
     head = "".join(f"<th{side}>{_text(column)}</th>" for side, column in zip(left, table.columns, strict=True))
@@ -76,7 +79,7 @@ def _grid(table: Table) -> str:
     for row in table.rows:
         cells = (f"<td{side}>{_cell(cell)}</td>" for side, cell in zip(left, row, strict=True))
         body += f"<tr>{''.join(cells)}</tr>"
-    kind = ' class="stack"' if why else ""
+    kind = ' class="stack"' if why == BUDGET_WORDS else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

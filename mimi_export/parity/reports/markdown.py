@@ -13,8 +13,11 @@ def to_text(run: ParityRun) -> str:
     parts += [f"> **{line}**" for line in tables.cautions(run)]
     if found := run.problems:
         parts.append("\n".join(f"- **{line}**" for line in found))
+    if left := tables.skipped(run):
+        parts.append(f"Not looked at: {'; '.join(left)}.")
     if run.reports:
-        made = (tables.quality, tables.latents, tables.cost, tables.published, tables.codebooks, tables.clips)
+        made = (tables.quality, tables.latents, tables.listened, tables.cost, tables.published, tables.codebooks,
+                tables.clips)  # fmt: skip
         for table in filter(lambda table: table.rows, (make(run) for make in made)):
             parts += [f"## {table.title}", *filter(None, [table.note]), grid(table)]
     return "\n\n".join(parts) + "\n"

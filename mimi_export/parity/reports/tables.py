@@ -134,6 +134,28 @@ def published(run: ParityRun) -> Table:
     return Table("Streaming against batch, 3 s", ("model", "SNR dB", "cosine", "max-abs"), rows, note)
 
 
+def listened(run: ParityRun) -> Table:
+    """What a listener would notice; no rows where nobody listened."""
+    rows = [
+        [f"{report.name}, {heard.what}", *(f"{value:.2f}" for value in (heard.estoi, heard.visqol, heard.zimtohrli)),
+         _sentence(heard.words)]
+        for report in run.reports for heard in report.heard
+    ]  # fmt: skip
+    note = (
+        "Of the first seconds of the first clip, end to end. ESTOI: 0 to 1, how intelligible speech stays; ViSQOL: 1 "
+        "to 5, quality of speech; Zimtohrli: 1 to 5, near what can just be noticed."
+    )
+    columns = ("variant", "ESTOI", "ViSQOL", "Zimtohrli", "in words")
+    return Table("What a listener would notice", columns, rows, note, text_column=4)
+
+
+def skipped(run: ParityRun) -> list[str]:
+    """What was not looked at, a line each, with the variants where that is not true of all."""
+    lines = dict.fromkeys(line for report in run.reports for line in report.skipped)
+    found = {line: [report.name for report in run.reports if line in report.skipped] for line in lines}
+    return [line if len(names) == len(run.reports) else f"{line} ({', '.join(names)})" for line, names in found.items()]
+
+
 def codebooks(run: ParityRun) -> Table:
     """Codes equal to the reference's, a column for each codebook."""
     most = max(report.manifest.shape.num_codebooks for report in run.reports)
