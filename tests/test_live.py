@@ -339,3 +339,20 @@ def test_microphone_without_its_packages(variant, tmp_path):
         process = start(variant, "mic", env=environment)
         _, err = process.communicate(timeout=120)
         assert (process.returncode, words in err.decode()) == (9, True), err
+
+
+# latents
+
+
+def test_features_of_a_file_and_through_a_pipe(tiny_variant, sound, tmp_path):
+    variant = tiny_variant(0, head="latents", start="latents")
+    stream = load(variant).encoder.latents()
+    wanted = np.concatenate([stream.push(sound / np.float32(32768)), stream.flush().latents], axis=1)
+    soundfile.write(tmp_path / "in.wav", sound, 24000)
+    assert run(variant, b"", "features", tmp_path / "in.wav", tmp_path / "out.npy")[0] == 0
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, atol=1e-4)
+    code, out, _ = run(variant, sound.tobytes(), "features", "-", "-", "--rate", 24000, "--latents", "f32le")
+    assert code == 0
+    np.testing.assert_allclose(np.frombuffer(out, "<f4").reshape(wanted.shape), wanted, atol=1e-4)
+    code, _, line = run(tiny_variant(), b"", "features", tmp_path / "in.wav", tmp_path / "more.npy")
+    assert (code, "--head latents" in line) == (3, True), line

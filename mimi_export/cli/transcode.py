@@ -69,6 +69,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("encode", short_help="Audio file to codes.")(encode)
     app.command("decode", short_help="Codes to audio file.")(decode)
+    app.command("features", short_help="Audio file to latents.")(features)
     app.command("roundtrip", short_help="Audio file to codes and back to audio.")(roundtrip)
 
 
@@ -165,6 +166,43 @@ def decode(
     _run("decode", job, variant, threads, provider, work, json)
 
 
+def features(
+    source: AudioIn,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Latents: .npy or .safetensors; - is standard output.")],
+    variant: Annotated[
+        Path, typer.Option("--variant", metavar="DIR", help="Variant exported with --head latents or both.")
+    ],
+    rate: RawRate = None,
+    channels: Channels = None,
+    form: RawForm = "s16le",
+    latents: Annotated[
+        str, typer.Option("--latents", metavar="NAME", help="Latents in a pipe: jsonl or f32le.")
+    ] = "jsonl",
+    threads: Threads = 1,
+    provider: Provider = "cpu",
+    keep_partial: KeepPartial = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Encode audio to the latents before the quantiser, float32 [channels, frames, width], 12.5 frames a second.
+
+    \b
+      mimi-export features speech.wav speech.npy --variant artifacts/streaming-latents
+      arecord -f S16_LE -r 16000 | mimi-export features - - --variant artifacts/streaming-latents
+    """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.cli import transfer
+    from mimi_export.media.latents import LatentsWriter
+
+    raw, separate = _raw_input(source, rate, channels, form)
+    job = transfer.Job(
+        source, target, separate=separate, raw=raw, form=latents, force=force,
+        keep_partial=keep_partial or _is_pipe(target),
+    )  # fmt: skip
+    if not _is_pipe(target):
+        LatentsWriter(target)
+    _run("features", job, variant, threads, provider, transfer.features, json)
+
+
 def roundtrip(
     source: AudioIn,
     target: AudioOut,
@@ -248,15 +286,13 @@ def _run(
     geometry = codec.geometry
     duration = transfer.samples / geometry.sampling_rate
     bitrate = geometry.bitrate(transfer.num_codebooks)
+    what = f" of {transfer.num_codebooks} codebooks" if transfer.num_codebooks else ""
     speed = duration / max(transfer.seconds, 1e-9)
     caution = codec.artifact.manifest.source.caution
     if piped:
         if caution:
             note(caution)
-        note(
-            f"{duration:.2f} s, {transfer.frames} frames of {transfer.num_codebooks} codebooks, "
-            f"{transfer.clipped} samples clipped"
-        )
+        note(f"{duration:.2f} s, {transfer.frames} frames{what}, {transfer.clipped} samples clipped")
     elif json:
         files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
         numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
@@ -265,8 +301,8 @@ def _run(
         rows: list[tuple[str, object]] = [
             *([("weights", caution)] if caution else []),
             ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
-            ("codes", f"{transfer.frames} frames of {transfer.num_codebooks} codebooks"),
-            ("bitrate", f"{bitrate / 1000:g} kbit/s"),
+            ("codes" if what else "latents", f"{transfer.frames} frames{what}"),
+            *([("bitrate", f"{bitrate / 1000:g} kbit/s")] if what else []),
             ("speed", f"{speed:.1f} times real time ({transfer.seconds:.2f} s)"),
         ]
         if transfer.clipped:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from mimi_export.errors import CodesError
 from mimi_export.media.audio import AudioReader, AudioWriter
 from mimi_export.media.codes import Codes, CodesFile, CodesMetadata, CodesWriter, read_codes
+from mimi_export.media.latents import LatentsPipe, LatentsWriter
 from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet, read_codes_pipe
 from mimi_export.media.resampling import Resampler
 from mimi_export.media.sources import PIPE, RawFormat
@@ -152,6 +153,25 @@ def encode(codec: Codec, job: Job) -> Transfer:
             writer.append(last)
         samples = writer.num_samples = min(stream.num_samples, writer.num_frames * frame_size)
     return Transfer(samples, writer.num_frames, count, clock.seconds, 0, clock.interrupted)
+
+
+def features(codec: Codec, job: Job) -> Transfer:
+    """Encode audio to latents, for a variant that gives them."""
+    rate, clock = codec.geometry.sampling_rate, _Clock()
+    writer: LatentsWriter | LatentsPipe
+    if job.target == PIPE:
+        writer = LatentsPipe(job.form or "jsonl")
+    else:
+        writer = LatentsWriter(job.target, codes_metadata(codec), job.force)
+    with AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader, writer:
+        stream = codec.encoder.latents(reader.rows or 1)
+        with clock.run(lambda: job.keep_partial and writer.num_frames > 0):
+            for block in reader:
+                writer.append(stream.push(block))
+                job.tick(stream.num_samples / rate, reader.info.duration)
+            writer.append(stream.flush().latents)
+        samples = min(stream.num_samples, writer.num_frames * codec.geometry.frame_size)
+    return Transfer(samples, writer.num_frames, 0, clock.seconds, 0, clock.interrupted)
 
 
 def decode(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> Transfer:
