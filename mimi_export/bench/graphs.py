@@ -112,7 +112,7 @@ def call_data(spec: GraphSpec, geometry: Geometry, batch: int, audio: Array | No
 
 
 def bare_call(graph: GraphSession, data: Array, past: dict[str, Array], present: dict[str, Array]) -> Call:
-    """A call with everything bound; it returns a copy of the data output."""
+    """A call with everything bound; it returns copies of the data outputs."""
     first = {name: ort_value(array, graph.device) for name, array in past.items()}
     second = first | {state.name: ort_value(present[state.name], graph.device) for state in moving(graph.spec)}
     turns = [BoundCall(graph, first, second, data.shape)]
