@@ -64,29 +64,42 @@ def batch(data: NDArray[np.int16], shape: tuple[int, int], rng: np.random.Genera
 
 
 def _clip(data: NDArray[np.int16], samples: int, rng: np.random.Generator) -> Audio:
+    """Sound from anywhere, most of it slower or faster: other voices."""
+    speed = 2 ** rng.uniform(-0.45, 0.25) if rng.random() < 0.6 else 1.0
+    length = int(np.ceil(samples * speed)) + 1
     for _ in range(31):
-        start = int(rng.integers(0, len(data) - samples))
-        clip: Audio = data[start : start + samples].astype(np.float32) / np.float32(32768)
+        start = int(rng.integers(0, len(data) - length))
+        clip: Audio = data[start : start + length].astype(np.float32) / np.float32(32768)
         if np.mean(clip**2) > _AUDIBLE:
             break
-    return clip
+    changed: Audio = np.interp(np.arange(samples) * speed, np.arange(length), clip).astype(np.float32)
+    return changed
 
 
 def _changed(clip: Audio, rng: np.random.Generator) -> Audio:
-    """Another room, another microphone, another noise, another level; a third of the clips keep all but the level."""
-    if rng.random() < 0.67:
+    """Another room, another microphone, another noise, another level; a fifth of the clips keep all but the level."""
+    if rng.random() < 0.8:
+        if rng.random() < 0.35:
+            clip = clip * _pause(len(clip), rng)
         spectrum = np.fft.rfft(clip)
-        if rng.random() < 0.5:
+        if rng.random() < 0.6:
             spectrum = spectrum * np.fft.rfft(_room(len(clip), rng))
         recorded = np.fft.irfft(spectrum * _response(len(spectrum), rng), len(clip))
         recorded *= np.sqrt(np.mean(clip**2) / (np.mean(recorded**2) + 1e-12))
-        if rng.random() < 0.6:
+        if rng.random() < 0.7:
             noise = np.fft.rfft(rng.standard_normal(len(clip))) * _response(len(spectrum), rng)
             hiss = np.fft.irfft(noise, len(clip))
-            recorded += hiss * (10 ** (rng.uniform(-50, -12) / 20) * SPEECH_RMS / (np.std(hiss) + 1e-9))
+            recorded += hiss * (10 ** (rng.uniform(-45, -15) / 20) * SPEECH_RMS / (np.std(hiss) + 1e-9))
         clip = recorded.astype(np.float32)
     louder: Audio = clip * np.float32(0.9 * 10 ** (rng.uniform(-9, 7) / 20))
     return louder.clip(-1, 1)
+
+
+def _pause(samples: int, rng: np.random.Generator) -> Audio:
+    """A window that leaves out 0.2 to 0.7 s somewhere; what is heard there then is the place alone."""
+    middle, half = rng.uniform(0, samples), RATE * rng.uniform(0.1, 0.35)
+    window: Audio = ((np.abs(np.arange(samples) - middle) - half) / (0.02 * RATE)).clip(0, 1).astype(np.float32)
+    return window
 
 
 def _room(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -103,8 +116,8 @@ def _response(bins: int, rng: np.random.Generator) -> NDArray[np.float64]:
     octaves = np.log2(np.linspace(0, RATE / 2, bins).clip(20))
     points = np.log2(RATE / 2) - np.arange(9)[::-1]
     decibels = np.interp(octaves, points, rng.normal(0, rng.uniform(0, 7), len(points)))
-    if rng.random() < 0.4:
-        decibels -= rng.uniform(24, 96) * np.maximum(0, octaves - np.log2(rng.uniform(2400, 9000)))
+    if rng.random() < 0.55:
+        decibels -= rng.uniform(24, 96) * np.maximum(0, octaves - np.log2(rng.uniform(2400, 8000)))
     if rng.random() < 0.25:
         decibels -= rng.uniform(12, 36) * np.maximum(0, np.log2(rng.uniform(80, 400)) - octaves)
     return 10 ** (decibels.clip(-70, 30) / 20)  # type: ignore[no-any-return]
@@ -118,7 +131,7 @@ class Loss:
     ENVELOPES = 1024  # window whose spectra envelopes are made of
     SEGMENT = 36  # of its steps, 0.38 s: what intelligibility is judged over
 
-    def __init__(self, intelligibility: float = 3.0) -> None:
+    def __init__(self, intelligibility: float = 10.0) -> None:
         self.intelligibility = intelligibility
         self.windows = {length: torch.hann_window(length) for length, _ in self.SCALES}
         self.mels = {length: _mel_filters(bands, length) for length, bands in self.SCALES}
@@ -145,7 +158,7 @@ class Loss:
             (spectrum.square() @ self.thirds + 1e-9).sqrt().unfold(1, self.SEGMENT, 9) for spectrum in (got, wanted)
         ]
         loud = both[1].square().sum((2, 3))
-        loud = (loud > 1e-3 * loud.amax()).float()[:, :, None]
+        loud = (loud > 1e-4 * loud.amax()).float()[:, :, None]
         centred = [one - one.mean(-1, keepdim=True) for one in both]
         norms = [one.square().sum(-1) + 1e-7 for one in centred]
         like = (centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1]).sqrt()

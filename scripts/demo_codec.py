@@ -208,7 +208,7 @@ class Codec(nn.Module):
         """
         rows, time, _ = points[0].shape
         semantic, acoustic = (some.flatten(0, 1) for some in points)
-        levels = self._levels(rows, time, 0.5, rng)
+        levels = self._levels(rows, time, 0.35, rng)
         first, rest, whole = self._search([semantic.detach(), acoustic.detach()], levels, update)
         commitment = 0.25 * (DIM / SEMANTIC_DIMS) * (semantic - first).square().mean()
         if bool(whole.any()):

@@ -7,8 +7,9 @@
 
 Nothing waits for something else to be learnt. For half of the steps the encoder learns to give features of the sound, a
 regression, while the decoder learns to make sound of those features, quantised by codebooks that were fitted to them at
-once. Then both go on together, half of the clips with fewer codebooks. In the last fifth the encoder stands still: the
-codebooks are fitted to it once more and only the decoder learns. What is kept is a running mean of the weights.
+once. Then both go on together, a third of the clips with fewer codebooks. In the last twentieth the encoder stands
+still: the codebooks are fitted to it once more and only the decoder learns. What is kept is a running mean of the
+weights. With `--start` both halves go on together from the weights of a checkpoint.
 
 A step takes 0.2 s of one core (Zen 3). More threads do not pay: the layers are small, and on a shared machine a second
 thread mostly waits for the first. The same data and number of steps give the same weights on one machine, whether the
@@ -40,7 +41,7 @@ from mimi_export.model.checkpoint import load_checkpoint
 RATE, CLIP_NORM = 1.5e-3, 1.0
 WARM_UP_STEPS = 200
 OWN_FEATURES_STEPS = 1200  # by then the decoder gets what the encoder gives
-JOIN_AT, STAND_STILL_AT, SLOW_DOWN_AT = 0.5, 0.8, 0.64  # of the steps
+JOIN_AT, STAND_STILL_AT, SLOW_DOWN_AT = 0.5, 0.95, 0.64  # of the steps
 SLOWEST = 0.05  # of the learning rate, in the end
 KEEP = 0.997  # of the running mean of the weights, in every step
 FRAMES = (12_000, 12_000, 30_000)  # that the codebooks are fitted to, at the beginning of each phase

@@ -43,6 +43,7 @@ def small(monkeypatch):
     monkeypatch.setattr(train_demo, "FEATURE_BATCHES", 20)
     monkeypatch.setattr(train_demo, "FRAMES", (100, 60, 60))
     monkeypatch.setattr(train_demo, "LOG_STEPS", 5)
+    monkeypatch.setattr(train_demo, "STAND_STILL_AT", 0.8)
     monkeypatch.setattr(train_demo, "SHAPES", [(2, 12), (1, 24)])
 
 
