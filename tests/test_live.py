@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -154,6 +155,19 @@ def test_a_reader_that_goes_ends_the_writer_quietly(variant, sound):
             break
     assert process.wait(60) == 141
     assert b"Traceback" not in process.stderr.read()
+
+
+def test_an_interrupted_pipe_ends_well(variant, sound):
+    process = start(variant, "encode", "-", "-", "--rate", 24000)
+    process.stdin.write(sound[: 5 * 1920].tobytes())
+    process.stdin.flush()
+    lines = [json.loads(process.stdout.readline()) for _ in range(6)]  # metadata and five frames
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out) == {"num_samples": 5 * 1920}
+    assert b"holds the first 0.40 s" in err
+    np.testing.assert_array_equal(np.array(lines[1:]).T, wanted_codes(variant, sound)[:, :5])
 
 
 BAD = {  # command, input, exit code, words

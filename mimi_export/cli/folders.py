@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import typer
 
 from mimi_export.cli import transfer
+from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.transfer import Job
 from mimi_export.errors import ConfigError, MimiExportError, OutputError
 from mimi_export.media.audio import FORMATS, AudioReader
 from mimi_export.media.codes import FORMATS as CODE_FORMATS
 from mimi_export.media.codes import CodesWriter
 from mimi_export.media.sources import CONTAINERS
-from mimi_export.runtime import Codec, StreamPool
+from mimi_export.runtime import Codec, StreamPool, load
 from mimi_export.runtime.pool import PoolStream
 
 ROWS = 8  # files at once; more gain little
@@ -42,6 +44,31 @@ class Outcome:
     errors: dict[Path, MimiExportError] = dataclasses.field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
+
+
+def show(command: str, job: Job, variant: Path, threads: int, provider: str, json: bool) -> None:
+    """Do all files below a folder and print one summary; the exit code is that of the first error."""
+    jobs = plan(job, command)
+    codec = load(variant, threads, (provider,))
+    with Steps() as steps:
+        outcome = run(codec, jobs, command, steps.advance, redo=job.force)
+    numbers = {"done": len(outcome.done), "unchanged": outcome.unchanged, "failed": len(outcome.errors)}
+    duration = outcome.samples / codec.geometry.sampling_rate
+    speed = duration / max(outcome.seconds, 1e-9)
+    caution = codec.artifact.manifest.source.caution
+    if json:
+        files = {"input": str(job.source), "output": str(job.target), "variant": str(variant), "caution": caution}
+        errors = {str(path): str(error) for path, error in outcome.errors.items()}
+        show_json({"command": command, **files, **numbers, "duration": duration, "speed": speed, "errors": errors})
+    else:
+        rows = [("weights", caution)] if caution else []
+        counts = ", ".join(f"{count} {name}" for name, count in numbers.items())
+        sound = f"{duration:.2f} s of sound, {speed:.1f} times real time"
+        show_rows(str(job.target), [*rows, ("files", counts), ("duration", sound)])
+    for error in outcome.errors.values():
+        note(f"failed: {error}")
+    if outcome.errors:
+        raise typer.Exit(next(iter(outcome.errors.values())).exit_code)
 
 
 def plan(job: Job, command: str) -> list[Job]:

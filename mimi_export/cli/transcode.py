@@ -98,22 +98,15 @@ def encode(
       mimi-export encode recordings/ codes/ --variant artifacts/ring-8cb
       arecord -f S16_LE -r 16000 | mimi-export encode - - | mimi-export decode - - | aplay
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.cli import transfer
+    from mimi_export.cli import folders, transfer
     from mimi_export.media.codes import CodesWriter
 
     raw, separate = _raw_input(source, rate, channels, form)
     job = transfer.Job(
-        source,
-        target,
-        num_codebooks,
-        separate,
-        raw,
-        form=codes,
-        force=force,
-        keep_partial=keep_partial or _is_pipe(target),
-    )
+        source, target, num_codebooks, separate, raw, form=codes, force=force, keep_partial=keep_partial
+    )  # fmt: skip
     if source.is_dir():
-        _run_folder("encode", job, variant, threads, provider, json)
+        folders.show("encode", job, variant, threads, provider, json)
         return
     if not _is_pipe(target):
         CodesWriter(target)  # an extension that it does not know is refused before anything loads
@@ -142,15 +135,14 @@ def decode(
       mimi-export decode music.npz music-4.flac --num-codebooks 4 --rate 48000
       mimi-export decode - - --codes u16 --format s16le
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    from mimi_export.cli import transfer
+    from mimi_export.cli import folders, transfer
     from mimi_export.media.audio import AudioWriter
 
     job = transfer.Job(
-        source, target, num_codebooks, subtype=subtype, rate=rate, form=form, force=force,
-        keep_partial=keep_partial or _is_pipe(target),
+        source, target, num_codebooks, subtype=subtype, rate=rate, form=form, force=force, keep_partial=keep_partial
     )  # fmt: skip
     if source.is_dir():
-        _run_folder("decode", job, variant, threads, provider, json)
+        folders.show("decode", job, variant, threads, provider, json)
         return
     if not _is_pipe(target):
         AudioWriter(target, subtype=subtype)
@@ -195,8 +187,7 @@ def features(
 
     raw, separate = _raw_input(source, rate, channels, form)
     job = transfer.Job(
-        source, target, separate=separate, raw=raw, form=latents, force=force,
-        keep_partial=keep_partial or _is_pipe(target),
+        source, target, separate=separate, raw=raw, form=latents, force=force, keep_partial=keep_partial
     )  # fmt: skip
     if not _is_pipe(target):
         LatentsWriter(target)
@@ -230,8 +221,7 @@ def roundtrip(
 
     raw, separate = _raw_input(source, rate, channels, form)
     job = transfer.Job(
-        source, target, num_codebooks, separate, raw, subtype, rate, form if raw else "wav", force,
-        keep_partial or _is_pipe(target),
+        source, target, num_codebooks, separate, raw, subtype, rate, form if raw else "wav", force, keep_partial
     )  # fmt: skip
     if not _is_pipe(target):
         AudioWriter(target, subtype=subtype)
@@ -311,29 +301,3 @@ def _run(
     if transfer.partial:
         note(f"interrupted; {job.target} holds the first {duration:.2f} s of {job.source}")
         raise typer.Exit(INTERRUPTED)
-
-
-def _run_folder(command: str, job: Job, variant: Path, threads: int, provider: str, json: bool) -> None:
-    """All files below a folder, with one summary; the exit code is that of the first error."""
-    from mimi_export.cli import folders
-    from mimi_export.runtime import load
-
-    work = folders.plan(job, command)
-    codec = load(variant, threads, (provider,))
-    with Steps() as steps:
-        outcome = folders.run(codec, work, command, steps.advance, redo=job.force)
-    numbers = {"done": len(outcome.done), "unchanged": outcome.unchanged, "failed": len(outcome.errors)}
-    duration = outcome.samples / codec.geometry.sampling_rate
-    speed = duration / max(outcome.seconds, 1e-9)
-    if json:
-        files = {"input": str(job.source), "output": str(job.target), "variant": str(variant)}
-        errors = {str(path): str(error) for path, error in outcome.errors.items()}
-        show_json({"command": command, **files, **numbers, "duration": duration, "speed": speed, "errors": errors})
-    else:
-        counts = ", ".join(f"{count} {name}" for name, count in numbers.items())
-        sound = f"{duration:.2f} s of sound, {speed:.1f} times real time"
-        show_rows(str(job.target), [("files", counts), ("duration", sound)])
-    for error in outcome.errors.values():
-        note(f"failed: {error}")
-    if outcome.errors:
-        raise typer.Exit(next(iter(outcome.errors.values())).exit_code)

@@ -41,7 +41,8 @@ class Job:
     `num_codebooks` takes only the first ones, `separate` keeps channels apart, `raw` says what standard input is.
     `subtype` is the encoding of a written audio file, `rate` its sampling rate (`None` is the model's), `form` what
     audio or codes on standard input or output look like. `keep_partial` writes what is done when the user
-    interrupts. `tick` is told how many seconds of audio are done, and of how many where that is known.
+    interrupts, as a pipe always has. `tick` is told how many seconds of audio are done, and of how many where that is
+    known.
     """
 
     source: Path
@@ -55,6 +56,11 @@ class Job:
     force: bool = False
     keep_partial: bool = False
     tick: Tick = lambda _done, _total: None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what was done until an interrupt stays."""
+        return self.keep_partial or self.target == PIPE
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def encode(codec: Codec, job: Job) -> Transfer:
         _codes_out(job, metadata) as writer,
     ):
         stream = codec.encoder.stream(reader.rows or 1)
-        with clock.run(lambda: job.keep_partial and writer.num_frames > 0):
+        with clock.run(lambda: job.keeps and writer.num_frames > 0):
             for block in reader:
                 writer.append(stream.push(block)[:, :count])
                 job.tick(stream.num_samples / rate, reader.info.duration)
@@ -165,7 +171,7 @@ def features(codec: Codec, job: Job) -> Transfer:
         writer = LatentsWriter(job.target, codes_metadata(codec), job.force)
     with AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader, writer:
         stream = codec.encoder.latents(reader.rows or 1)
-        with clock.run(lambda: job.keep_partial and writer.num_frames > 0):
+        with clock.run(lambda: job.keeps and writer.num_frames > 0):
             for block in reader:
                 writer.append(stream.push(block))
                 job.tick(stream.num_samples / rate, reader.info.duration)
@@ -181,7 +187,7 @@ def decode(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> Transfer:
     clock = _Clock()
     with _audio_out(job, rate, channels) as out:
         stream = codec.decoder.stream(channels)
-        with clock.run(lambda: job.keep_partial and out.samples > 0):
+        with clock.run(lambda: job.keeps and out.samples > 0):
             for block in blocks:
                 out.write(stream.push(block), codes.metadata.num_samples)
                 job.tick(out.samples / rate, frames and frames * frame_size / rate)
@@ -199,7 +205,7 @@ def roundtrip(codec: Codec, job: Job) -> Transfer:
         _audio_out(job, rate, reader.rows or 1) as out,
     ):
         encoder, decoder = codec.encoder.stream(reader.rows or 1), codec.decoder.stream(reader.rows or 1)
-        with clock.run(lambda: job.keep_partial and out.samples > 0):
+        with clock.run(lambda: job.keeps and out.samples > 0):
             for block in reader:
                 out.write(decoder.push(encoder.push(block)[:, :count]), encoder.num_samples)
                 job.tick(encoder.num_samples / rate, reader.info.duration)

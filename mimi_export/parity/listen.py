@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import soxr
 
+from mimi_export.contract.report import Heard
 from mimi_export.parity.metrics import Audio
-from mimi_export.parity.results import Excerpt, Heard
+from mimi_export.parity.results import Excerpt
 
 VISQOL_RATE, ZIMTOHRLI_RATE = 16_000, 48_000
 PACKAGES = ("pystoi", "visqol", "zimtohrli")

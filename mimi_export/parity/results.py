@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mimi_export.contract.decibels import decibels
 from mimi_export.contract.manifest import Manifest
+from mimi_export.contract.report import Heard
 from mimi_export.contract.report import NotMeasured as NotMeasured
 from mimi_export.contract.spec import GraphKind
 from mimi_export.parity.metrics import Audio, AudioDifference, Difference
@@ -204,17 +205,6 @@ class Outcome:
     def passed(self) -> bool:
         """Whether every place kept its limit."""
         return self.got_db >= self.limit_db
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Measures of a sound beside another one (`listen`), what they are of, and what they mean, in words."""
-
-    what: str
-    estoi: float
-    visqol: float
-    zimtohrli: float
-    words: str
 
 
 @dataclass

@@ -81,7 +81,7 @@ def _variant(report: VariantReport) -> VariantRecord:
         clips=tuple(clip_record(clip, rate) for clip in report.clips),
         tools=dict(sorted(report.tools.items())),
         skipped=tuple(report.skipped),
-        heard=tuple(records.Heard(**vars(heard)) for heard in report.heard),
+        heard=tuple(report.heard),
     )
 
 
