@@ -202,8 +202,8 @@ def test_hub_errors_are_one_line_each(hub, case, words):
 
 def test_directory_is_named_by_its_last_part(good):
     loaded = load_checkpoint(str(good))
-    assert (loaded.source, loaded.revision) == ("synthetic-tiny-1", None)
-    assert loaded.model.config._name_or_path == "synthetic-tiny-1"
+    assert (loaded.source, loaded.revision) == ("synthetic-tiny-2", None)
+    assert loaded.model.config._name_or_path == "synthetic-tiny-2"
     assert not loaded.model.training
     assert {tensor.dtype for tensor in upstream.tensors_on_disk(loaded.model).values()} == {torch.float32}
     assert loaded.geometry == upstream.geometry_of(loaded.model)

@@ -234,6 +234,16 @@ def test_made_once(tmp_path, monkeypatch):
     assert synthetic_directory("synthetic:tiny", tmp_path) == first
 
 
+def test_weights_do_not_depend_on_threads(tiny, one_thread):
+    torch.set_num_threads(2)
+    try:
+        made = upstream.tensors_on_disk(synthetic.synthetic_model(synthetic.synthetic_config("synthetic:tiny")))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(tensor, made[name]) for name, tensor in upstream.tensors_on_disk(tiny).items())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "no config", "no weights", "no hashes"])
 def test_damaged_cache_is_made_again(tmp_path, damage):
     directory = synthetic_directory("synthetic:tiny", tmp_path)
@@ -249,7 +259,7 @@ def test_damaged_cache_is_made_again(tmp_path, damage):
     assert synthetic_directory("synthetic:tiny", tmp_path) == directory
     assert weights.read_bytes() == good
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".synthetic-tiny-1.lock", "synthetic-tiny-1"], "nothing half-made stays"
+    assert left == [".synthetic-tiny-2.lock", "synthetic-tiny-2"], "nothing half-made stays"
 
 
 def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
@@ -306,7 +316,7 @@ def test_full_size_codes_are_not_decided_by_rounding(full_checkpoint):
 
 
 def test_the_names_of_the_command_line_load(tiny_checkpoint, tiny):
-    assert (tiny_checkpoint.source, tiny_checkpoint.revision) == ("synthetic:tiny", "format 1, seed 0")
+    assert (tiny_checkpoint.source, tiny_checkpoint.revision) == ("synthetic:tiny", "format 2, seed 0")
     for name, tensor in upstream.tensors_on_disk(tiny_checkpoint.model).items():
         assert torch.equal(tensor, upstream.tensors_on_disk(tiny)[name])
     with pytest.raises(ConfigError, match="has no revisions"):
