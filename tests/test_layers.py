@@ -24,6 +24,7 @@ FLOORS = {
     "runtime": 4,
     "export": 5,
     "hub": 5,
+    "serving": 5,
     "parity": 6,
     "bench": 6,
     "cli": 7,

@@ -15,10 +15,22 @@ import typer
 from typer.core import TyperGroup
 
 from mimi_export import __version__
-from mimi_export.cli import bench, convert, download, export, inspect, mic, parity, transcode, upload, verify
+from mimi_export.cli import bench, convert, download, export, inspect, mic, parity, transcode, triton, upload, verify
 from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
 
-COMMANDS = (download, export, convert, transcode, mic, inspect, parity, verify, bench, upload)  # in the order of --help
+COMMANDS = (
+    download,
+    export,
+    convert,
+    transcode,
+    mic,
+    inspect,
+    parity,
+    verify,
+    bench,
+    triton,
+    upload,
+)  # in the order of --help
 
 HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec.
 

@@ -1,0 +1,1 @@
+"""Live streams for many: a model repository for Triton."""
