@@ -114,7 +114,7 @@ test-oldest: $(STAMP)  ## tiny variants in the oldest onnxruntime and other pack
 	for variant in build/oldest/*; do $(OLDEST)/bin/mimi-export verify $$variant || exit; done
 
 node-deps:  ## the npm packages of the Node tests, as locked
-	cd tests/node && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
+	for folder in tests/node js; do (cd $$folder && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund) || exit; done
 
 clean:  ## remove what was built
 	rm -rf artifacts/streaming-* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -15,16 +15,17 @@ FOLDER = REPOSITORY / "tests" / "node"
 OLDEST = 18
 
 
-def need_node(*packages: str) -> None:
-    """Skip the calling test unless Node and these packages are installed."""
+def need_node(*packages: str, folder: Path = FOLDER) -> None:
+    """Skip the calling test unless Node and these packages are installed below `folder`."""
     if shutil.which("node") is None:
         pytest.skip("Node is not installed")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.lstrip("v").split(".")[0]) < OLDEST:
         pytest.skip(f"Node {version} is too old, expected {OLDEST} or later")
     for package in packages:
-        if not (FOLDER / "node_modules" / package / "package.json").is_file():
-            pytest.skip(f"{package} is not installed below tests/node: run `make node-deps`")
+        if not (folder / "node_modules" / package / "package.json").is_file():
+            where = folder.relative_to(REPOSITORY)
+            pytest.skip(f"{package} is not installed below {where}: run `make node-deps`")
 
 
 def run_node(*arguments: object, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from contract import Reference
 from helpers import DECODER_SNR, snr
 from node_tools import FOLDER, need_node, read_output, run_node
@@ -23,11 +24,12 @@ from mimi_export.model import upstream
 FRAME = 1920
 
 
-def test_lock_file_names_no_host_of_packages():
+@pytest.mark.parametrize("folder", [FOLDER, REPOSITORY / "js"], ids=lambda folder: folder.name)
+def test_lock_file_names_no_host_of_packages(folder):
     """Versions and hashes; where packages come from is the business of who installs them."""
-    lock = json.loads((FOLDER / "package-lock.json").read_text())
-    wanted = json.loads((FOLDER / "package.json").read_text())["dependencies"]
-    for name, version in wanted.items():
+    lock = json.loads((folder / "package-lock.json").read_text())
+    declared = json.loads((folder / "package.json").read_text())
+    for name, version in {**declared.get("dependencies", {}), **declared.get("devDependencies", {})}.items():
         assert lock["packages"][f"node_modules/{name}"]["version"] == version, "package.json pins exact versions"
     for name, package in lock["packages"].items():
         assert "resolved" not in package, name
