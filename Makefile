@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing packages (a few minutes the first time)"
 	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,serve,dev]'
 	@touch $@
 
 install: $(STAMP)  ## make the virtual environment and install everything

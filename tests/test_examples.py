@@ -109,6 +109,27 @@ def test_server(tiny_variant):
         server.wait()
 
 
+def test_live(tiny_variant, tmp_path):
+    """`live.py` with a server."""
+    pytest.importorskip("websockets", reason="pip install 'mimi-export[serve]'")
+    variant = tiny_variant(8, "ring", 1)
+    speech = (speech_like(0.7, 1, 16000) * 32767).astype("<i2")
+    soundfile.write(tmp_path / "speech.wav", speech, 16000)
+    command = [sys.executable, "-m", "mimi_export", "serve", variant, "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        url = server.stderr.readline().split()[-1]
+        command = [sys.executable, EXAMPLES / "live.py", url, tmp_path / "speech.wav", tmp_path / "heard.wav"]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["frames"] == 9
+        heard, rate = soundfile.read(tmp_path / "heard.wav")
+        assert (len(heard), rate) == (len(speech), 16000)
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_notebook(tiny_variant, tmp_path, monkeypatch):
     heard = []
     display = types.SimpleNamespace(Audio=lambda data, rate: heard.append((len(data), rate)))

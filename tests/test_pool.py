@@ -121,6 +121,31 @@ def test_flush_makes_the_last_call_ready(codec, tiny_checkpoint) -> None:
     assert stream.flush() == 0
 
 
+def test_a_stream_moves_between_pools(codec) -> None:
+    """Its states and what it has buffered go along, whatever lay in the row; its old row is free."""
+    frame = codec.geometry.frame_size
+    clip = speech_like(2.0, seed=6)[: 20 * frame].astype(np.float32)
+    wanted = codec.encoder.stream().push(clip)[0]
+    rng = np.random.default_rng(1)
+    pools = StreamPool(codec.encoder, 3), StreamPool(codec.encoder, 3)
+    other, stream = pools[0].open(), pools[0].open()
+    got = []
+    for number in range(20):
+        stream.push(clip[number * frame : (number + 1) * frame])
+        if number % 3 == 2:
+            target = pools[int(rng.integers(0, 2))]
+            garble(target, rng)
+            stream.move(target)
+            assert sum(len(pool._streams) for pool in pools) == 2
+        got += [codes for pool in pools for found, codes in pool.step() if found is stream]
+    np.testing.assert_array_equal(np.concatenate(got, axis=1), wanted)
+    other.close()
+    stream.close()
+    assert not any(pool._streams for pool in pools)
+    with pytest.raises(StreamError, match="was closed"):
+        stream.move(pools[0])
+
+
 def test_wrong_use_is_refused(codec, tiny_variant) -> None:
     pool = StreamPool(codec.encoder, 1)
     stream = pool.open()

@@ -15,7 +15,20 @@ import typer
 from typer.core import TyperGroup
 
 from mimi_export import __version__
-from mimi_export.cli import bench, convert, download, export, inspect, mic, parity, transcode, triton, upload, verify
+from mimi_export.cli import (
+    bench,
+    convert,
+    download,
+    export,
+    inspect,
+    mic,
+    parity,
+    serve,
+    transcode,
+    triton,
+    upload,
+    verify,
+)
 from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
 
 COMMANDS = (
@@ -28,18 +41,17 @@ COMMANDS = (
     parity,
     verify,
     bench,
+    serve,
     triton,
     upload,
 )  # in the order of --help
 
-HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec.
+HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec. Results go to stdout (one JSON object with
+--json), the rest to stderr.
 
 \b
   mimi-export export --model kyutai/mimi --num-codebooks 8 --output-dir artifacts/streaming-8cb
   mimi-export encode speech.wav speech.safetensors
-  mimi-export decode speech.safetensors speech-decoded.wav
-
-Results go to stdout (one JSON object with --json), the rest to stderr.
 """
 
 

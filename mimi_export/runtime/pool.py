@@ -80,6 +80,16 @@ class PoolStream:
             self.closed = True
             self._pool.release(self)
 
+    def move(self, pool: StreamPool) -> None:
+        """Go on in the lowest free row of `pool`, of the same graph; in this stream's own pool that leaves no gap.
+
+        Raises:
+            StreamError: all rows of `pool` are taken, or the stream was closed.
+        """
+        if self.closed:
+            raise StreamError("this stream was closed; open a new one")
+        self.row, self._pool = pool.adopt(self, self._pool), pool
+
     def take(self) -> Array:
         """The data of one call, which leaves the buffer."""
         size = self._pool.call_size
@@ -128,12 +138,25 @@ class StreamPool:
         Raises:
             StreamError: all rows are taken.
         """
-        free = next((row for row in range(self.rows) if row not in self._streams), None)
-        if free is None:
-            raise StreamError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
+        free = self._free_row()
         self._past["position"][free] = 0
         stream = self._streams[free] = PoolStream(self, free)
         return stream
+
+    def adopt(self, stream: PoolStream, home: StreamPool) -> int:
+        """Take over a stream of the pool `home` with its states; its row here."""
+        free = self._free_row()
+        for name, array in self._past.items():
+            array[free] = home._past[name][stream.row]
+        home.release(stream)
+        self._streams[free] = stream
+        return free
+
+    def _free_row(self) -> int:
+        free = next((row for row in range(self.rows) if row not in self._streams), None)
+        if free is None:
+            raise StreamError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
+        return free
 
     def release(self, stream: PoolStream) -> None:
         """Free the row of a stream that was closed."""
