@@ -73,6 +73,7 @@ def killed(processes, folder: Path, arguments: list[str], check, clear) -> None:
         process.kill()
         process.join()
         check()
+    clear()  # the last run may have been quicker than its kill
     for path in folder.rglob("*"):
         os.utime(path, (time.time() - DAYS,) * 2, follow_symlinks=False)
     again = start()

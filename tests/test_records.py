@@ -134,7 +134,7 @@ def test_files_that_are_no_files(reader):
     reader.path.unlink()
     with reader.path.open("wb") as file:
         file.truncate(1 << 30)
-    assert refusal(reader.json) == f"{reader.path} has {1 << 30} bytes, expected at most {1 << 24}; make it again"
+    assert refusal(reader.json) == f"{reader.path} has {1 << 30} bytes, expected at most {1 << 22}; make it again"
 
 
 @pytest.mark.parametrize(

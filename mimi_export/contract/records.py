@@ -35,7 +35,8 @@ tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) 
 
 OPTIONAL = {"optional": True}  # the key may be missing, and is not written where the value is the default
 FLAT = {"flat": True}  # the fields of this record lie beside those of the record that holds it
-MOST_BYTES = 1 << 24
+MOST_BYTES = 1 << 22
+MOST_VALUES = 1 << 17  # an empty object takes two bytes of a file and sixty-four of memory
 MOST_DEPTH = 24
 MOST_SHOWN = 60
 
@@ -55,7 +56,7 @@ def shown(value: Any) -> str:
         return f"an object of {len(value)}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    text = json.dumps(value, default=str)
+    text = json.dumps(value[: MOST_SHOWN + 1] if isinstance(value, str) else value, default=str)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
@@ -220,7 +221,10 @@ class Reader:
                 self.refuse("", "is no regular file")
             if status.st_size > MOST_BYTES:
                 self.refuse("", f"has {status.st_size} bytes, expected at most {MOST_BYTES}")
-            return self.path.read_bytes().decode()
+            content = self.path.read_bytes()
+            if sum(map(content.count, b",[{")) > MOST_VALUES:
+                self.refuse("", f"holds more than {MOST_VALUES} values")
+            return content.decode()
         except UnicodeDecodeError as error:
             self.refuse("", "is not UTF-8 text", error)
         except MimiExportError:

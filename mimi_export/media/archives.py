@@ -19,16 +19,21 @@ from mimi_export.errors import CodesError
 TENSOR = "codes"
 LARGEST_SMALL = 1 << 26  # bytes that any .npz may unpack to: a day of 8 codebooks
 LARGEST_RATIO = 8  # times its size for a larger one; codes of 11 bits in 64 pack to a sixth
+LONGEST_HEADER = 1 << 20  # bytes of a .safetensors file's
 SHORT = 200
 
 
 def read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
     """The codes and the metadata of a .safetensors file; `CodesError` for anything else."""
     try:
+        with path.open("rb") as raw:
+            size = int.from_bytes(raw.read(8), "little")
+            header = raw.read(min(size, LONGEST_HEADER))
+        if size > LONGEST_HEADER:
+            raise ValueError(f"its header has {size} bytes, expected {LONGEST_HEADER} at most")
         with safe_open(path, framework="numpy") as file:
             _check_names(file.keys(), "tensor", path)
-            with path.open("rb") as raw:  # the library lets the last of two equal names win
-                names = json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=_unique)
+            names = json.loads(header, object_pairs_hook=_unique)  # the library lets the last of two equal names win
             return file.get_tensor(TENSOR), names.get("__metadata__") or {}
     except (SafetensorError, TypeError, ValueError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
         if isinstance(error, CodesError):

@@ -28,6 +28,7 @@ from mimi_export.runtime.state import StreamState
 GOLDEN_NAME = "golden.safetensors"
 TENSORS = {"input_values": "audio", "audio_codes": "codes", "latents": "latents", "audio_values": "decoded"}
 SATURATING = ("sse4.1", "avx2", "avx512")  # instruction sets that add pairs of 8-bit products in 16 bits
+LONGEST_HEADER = 1 << 20  # bytes of the clip's file
 _DTYPES = {"I16": "<i2", "I32": "<i4", "F32": "<f4"}
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
     content = path.read_bytes()
     try:
         start = 8 + int.from_bytes(content[:8], "little")
+        if start > LONGEST_HEADER:
+            raise ValueError(f"its header has {start} bytes")
         header = json.loads(content[8:start])
         metadata = dict(header.pop("__metadata__", {}))
         tensors = {}
