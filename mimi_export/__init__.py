@@ -116,9 +116,11 @@ def export_variant(
         OutputError: the directory exists and `force` is not given, or cannot be written.
     """
     from mimi_export.contract.spec import Shape
-    from mimi_export.export import variant
-    from mimi_export.model.checkpoint import load_checkpoint
+    from mimi_export.errors import needs_extra
 
+    with needs_extra("export", "export_variant"):
+        from mimi_export.export import variant
+        from mimi_export.model.checkpoint import load_checkpoint
     checkpoint = load_checkpoint(model, revision)
     frames = frames_per_call or (1 if layout == "ring" else None)
     takes = start or variant.usual_start(checkpoint, head)
@@ -149,9 +151,10 @@ def convert_variant(
         OutputError: `output_dir` exists and `force` is not given, or cannot be written.
     """
     from mimi_export.contract.precision import Fp16Options, Int8Options
-    from mimi_export.errors import ConfigError
-    from mimi_export.export.convert import convert
+    from mimi_export.errors import ConfigError, needs_extra
 
+    with needs_extra("export", "convert_variant"):
+        from mimi_export.export.convert import convert
     usual: dict[str, Fp16Options | Int8Options] = {"fp16": Fp16Options(), "int8": Int8Options()}
     options = usual.get(precision) if isinstance(precision, str) else precision
     if options is None:
@@ -186,10 +189,12 @@ def check_parity(
     """
     from pathlib import Path
 
-    from mimi_export.parity import depth as depths
-    from mimi_export.parity import run
-    from mimi_export.parity.clips import clips_from_files
+    from mimi_export.errors import needs_extra
 
+    with needs_extra("export", "check_parity"):
+        from mimi_export.parity import depth as depths
+        from mimi_export.parity import run
+        from mimi_export.parity.clips import clips_from_files
     clips = clips_from_files([Path(path) for path in audio]) if audio else None
     chosen = {"quick": depths.QUICK, "default": depths.DEFAULT, "deep": depths.DEEP}[depth]
     return run.check_parity(

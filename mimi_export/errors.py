@@ -6,7 +6,8 @@ was got, what was wanted and what to do about it, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MimiExportError(Exception):
@@ -91,3 +92,17 @@ def some(names: Iterable[str], most: int = 3) -> str:
     """The first of `names` in alphabetical order, for a message."""
     listed = sorted(names)
     return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Import optional packages inside; one that is missing raises `MissingPackageError` with what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "mimi_export"):
+            raise
+        raise MissingPackageError(
+            f"{what} needs the {extra} extra ({package} is not installed): pip install 'mimi-export[{extra}]'"
+        ) from error

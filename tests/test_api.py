@@ -64,6 +64,21 @@ def test_load_and_verify(tiny_variant):
     assert repr(stream) == "<stream in row 0: closed>"
 
 
+@pytest.mark.parametrize(
+    "call", ["export_variant('demo', 'x')", "convert_variant('a', 'b', 'int8')", "check_parity('a')"]
+)
+def test_what_needs_pytorch_says_so(call):
+    """With the packages of the base install alone."""
+    program = (
+        "import sys, mimi_export; "
+        "sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnx_ir', 'onnxscript', 'transformers')); "
+        f"from mimi_export.errors import MissingPackageError\ntry: mimi_export.{call}\n"
+        "except MissingPackageError as error: print(error)"
+    )
+    words = rf"{call.partition('(')[0]} needs the export extra \(\w+ is not installed\): pip install .*export\]'\n"
+    assert re.fullmatch(words, run("-c", program).stdout)
+
+
 @pytest.mark.export
 def test_export_and_convert_are_those_of_the_command_line(tmp_path):
     """Byte for byte."""

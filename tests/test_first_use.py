@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import REPOSITORY
 from mimi_export.cli import main
 from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.errors import GraphError, ParityError
-from mimi_export.runtime import load
+from mimi_export.runtime import first_use, load
 from mimi_export.runtime.first_use import FOLDER
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.state import StreamState
@@ -137,6 +138,27 @@ def test_a_good_graph_is_looked_at_once(tiny_variant, cache, monkeypatch):
     monkeypatch.setattr("mimi_export.runtime.first_use.fingerprint", lambda: "another processor")
     with pytest.raises(TypeError):
         assert load(tiny_variant(8)).encoder.graph
+
+
+def test_the_look_takes_little_time(tiny_variant, monkeypatch):
+    """Of the processor's: a frame of a full-size graph is 20 ms of the 50 that it may take."""
+    spent = []
+
+    def timed(function):
+        def call(*arguments):
+            begin = time.process_time()
+            try:
+                return function(*arguments)
+            finally:
+                spent.append(time.process_time() - begin)
+
+        return call
+
+    for name in ("check_graph_file", "_compare", "_name"):
+        monkeypatch.setattr(first_use, name, timed(getattr(first_use, name)))
+    assert load(tiny_variant(8)).encoder.graph
+    assert len(spent) == 3
+    assert sum(spent) < 0.03
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tiny_variant, tmp_path, monkeypatch):

@@ -51,13 +51,17 @@ def processes(hub):
     return context
 
 
+def started(processes, folder: Path, arguments: list[str]):
+    process = processes.Process(target=run, args=(arguments, str(folder)))
+    process.start()
+    return process
+
+
 def killed(processes, folder: Path, arguments: list[str], check, clear) -> None:
     """Measure a whole run, then kill it `KILLS` times at random moments of that time; `check` after each."""
 
     def start():
-        process = processes.Process(target=run, args=(arguments, str(folder)))
-        process.start()
-        return process
+        return started(processes, folder, arguments)
 
     begin = time.monotonic()
     whole = start()
@@ -139,3 +143,21 @@ def test_upload(processes, hub, tiny_checkpoint, tiny_variant, tmp_path):
 
     arguments = ["upload", "streaming-8cb", "--repo-id", REPO, "--yes"]
     killed(processes, tmp_path, arguments, check, hub.repos.clear)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_commands_to_one_target(processes, tiny_variant, tmp_path, force):
+    """Both begin at once: the later is refused unless it may replace, and what is there is whole."""
+    soundfile.write(tmp_path / "in.flac", np.tile(speech_like(10), 6), 24000)
+    variant = str(tiny_variant(8))
+    more = ["--force"] * force
+    for arguments in (["encode", "in.flac", "out.npz", "--variant", variant], ["convert", "int8", variant, "out"]):
+        both = [started(processes, tmp_path, [*arguments, *more]) for _ in range(2)]
+        for process in both:
+            process.join()
+        said = (tmp_path / "stderr.txt").read_text()
+        assert sorted(process.exitcode for process in both) == ([0, 0] if force else [0, 8]), said
+        assert force or said.count("error: ") == said.count("exists already") + said.count("another run") > 0
+    assert read_codes(tmp_path / "out.npz").codes.shape == (1, 8, 750)
+    load_artifact(tmp_path / "out", verify_hashes=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.flac", "out", "out.npz", "stderr.txt"]

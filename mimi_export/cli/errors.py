@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import typer
 
-from mimi_export.errors import MimiExportError, MissingPackageError, OutputError
+from mimi_export.errors import MimiExportError, OutputError
+from mimi_export.errors import needs_extra as needs_extra
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -55,20 +56,6 @@ def errors_as_exit_codes() -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise _exit(f"this is a defect of mimi-export ({type(error).__name__}: {reason}); see -v", DEFECT) from error
-
-
-@contextmanager
-def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Import optional packages inside; one that is missing raises `MissingPackageError` with the command to run."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "mimi_export"):
-            raise
-        raise MissingPackageError(
-            f"{what} needs the {extra} extra ({package} is not installed): pip install 'mimi-export[{extra}]'"
-        ) from error
 
 
 def _exit(message: str, code: int) -> typer.Exit:

@@ -27,7 +27,7 @@ COLUMNS = 480  # of a picture or an envelope
 FLOOR_DB, TOP_DB = -100.0, 0.0  # of a spectrogram
 
 # Black, violet, magenta, orange, pale yellow: even steps of lightness, readable by the colour-blind.
-_SOUND = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (183, 55, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
+SOUND = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (183, 55, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
 VERDICTS = {  # colour and name of each verdict on a code, the best first
     EQUAL: ("#268470", "equal"),
     FOLLOWS: ("#f8e08c", "follows from a tie"),
@@ -81,8 +81,8 @@ def heat_map(verdict: npt.NDArray[np.uint8]) -> str:
 def spectrogram_png(levels: Array) -> str:
     """A spectrogram `[bands, columns]` in dB as a PNG, low notes at the bottom."""
     scaled = np.clip((levels[::-1] - FLOOR_DB) / (TOP_DB - FLOOR_DB), 0, 1)
-    stops = np.linspace(0, 255, len(_SOUND))
-    channels = [np.interp(np.arange(256), stops, channel).astype(np.uint8) for channel in zip(*_SOUND, strict=True)]
+    stops = np.linspace(0, 255, len(SOUND))
+    channels = [np.interp(np.arange(256), stops, channel).astype(np.uint8) for channel in zip(*SOUND, strict=True)]
     return png((scaled * 255).astype(np.uint8), np.stack(channels, axis=1))
 
 
