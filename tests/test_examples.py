@@ -148,6 +148,18 @@ def test_notebook(tiny_variant, tmp_path, monkeypatch):
     assert names["decoded"].shape[1] > 24000
 
 
+def test_the_picture_of_the_readme_is_small_and_can_be_drawn_again(tmp_path):
+    clips = REPOSITORY / "scripts" / "clips"
+    script, drawn = REPOSITORY / "scripts" / "picture.py", tmp_path / "picture.png"
+    sounds = [clips / "speech.ogg", clips / "decoded.ogg"]
+    subprocess.run([sys.executable, script, *sounds, drawn], env=ENVIRONMENT, check=True, timeout=120)
+    for content in (drawn.read_bytes(), (clips / "picture.png").read_bytes()):
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(content[16:20], "big") == 960
+        assert 20_000 < len(content) < 100 << 10
+    assert "(scripts/clips/picture.png)" in README
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
 def test_every_example_is_named_and_run_here(path):
     assert path.name in (REPOSITORY / "tests" / "test_examples.py").read_text("utf-8")

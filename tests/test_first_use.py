@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_operators_of_others(changed, capsys, tmp_path):
         return model.SerializeToString()
 
     everything_refuses(changed(change), capsys, tmp_path, r'asks for operators of "evil\u001b[31m"')
+
+
+def test_a_manifest_of_another_rate(changed, capsys, tmp_path):
+    """It would sound an octave lower; what was used before is looked at, too."""
+    directory = changed(lambda content: content)
+    assert load(directory).encoder.graph
+    path = directory / "manifest.json"
+    content = json.loads(path.read_text())
+    content["geometry"]["sampling_rate"] *= 2
+    path.write_text(json.dumps(content))
+    for command in (["verify"], ["encode", str(AUDIO), str(tmp_path / "o.npz"), "--variant"]):
+        assert main([*command, str(directory)]) == 5
+        assert 'is for "24000" Hz, but its manifest says 48000' in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- what a machine computes

@@ -19,7 +19,7 @@ from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ParityError
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.processor import fingerprint
-from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, run_clip, snr_db
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, check_rate, read_golden, run_clip, snr_db
 from mimi_export.runtime.session import GraphSession
 
 FOLDER = "first-use"
@@ -32,15 +32,18 @@ def open_checked(artifact: Artifact, kind: GraphKind, open_graph: Callable[[], G
     """Open a graph, and check file and result where that was not done on this machine.
 
     Raises:
-        GraphError: the file is damaged, wants what no graph of ours does, or does not load.
+        GraphError: the file is damaged, wants what no graph of ours does, is for another rate, or does not load.
         ParityError: it computes something else than where it was made.
     """
     path = artifact.graph_path(kind)
     stamp = cache_root() / FOLDER / _name(artifact, path)
-    if stamp.exists():
-        return open_graph()
-    check_graph_file(path)
+    known = stamp.exists()
+    if not known:
+        check_graph_file(path)
     graph = open_graph()
+    check_rate(artifact, graph)
+    if known:
+        return graph
     _compare(artifact, graph)
     try:
         stamp.parent.mkdir(parents=True, exist_ok=True)

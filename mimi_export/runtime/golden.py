@@ -32,7 +32,7 @@ from mimi_export.errors import ArtifactError
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.integers import check_artifact
-from mimi_export.runtime.replay import GOLDEN_NAME, cause, read_golden, read_tensors, run_clip, snr_db
+from mimi_export.runtime.replay import GOLDEN_NAME, cause, check_rate, read_golden, read_tensors, run_clip, snr_db
 from mimi_export.runtime.session import GraphSession
 
 SECONDS = 3.0
@@ -215,7 +215,9 @@ def verify_batch(directory: Path) -> None:
 
 def _session(artifact: Artifact, kind: GraphKind) -> GraphSession:
     check_graph_file(artifact.graph_path(kind))
-    return GraphSession(artifact.graph_path(kind), artifact.spec(kind))
+    graph = GraphSession(artifact.graph_path(kind), artifact.spec(kind))
+    check_rate(artifact, graph)
+    return graph
 
 
 def _recorded_from(artifact: Artifact) -> str | None:

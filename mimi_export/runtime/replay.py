@@ -89,6 +89,14 @@ def cause(manifest: Manifest) -> str:
     return f"either the variant is bad or {place} computes it wrongly: try another version, or export it again"
 
 
+def check_rate(artifact: Artifact, graph: GraphSession) -> None:
+    """Raise `GraphError` where a graph says that it is for another rate than its manifest: no state shows the rate."""
+    said = graph.session.get_modelmeta().custom_metadata_map.get("sampling_rate")
+    rate = artifact.geometry.sampling_rate
+    if said not in (None, str(rate)):
+        raise GraphError(f"{graph.path} is for {shown(said)} Hz, but its manifest says {rate}; get both again")
+
+
 def run_clip(graph: GraphSession, clip: Mapping[str, Array]) -> dict[str, Array]:
     """What a new stream of a graph makes of what the clip has for it, as the clip keeps it.
 
