@@ -131,6 +131,10 @@ def test_encoders_join_and_leave(address, ring):
             assert end == {"type": "end", "samples": len(data), "frames": wanted.shape[1]}
     calls, rows = (metric(address, f"mimi_{word}_total")['{task="encode"}'] for word in ("calls", "rows"))
     assert rows > calls  # they shared calls
+    latency = metric(address, "mimi_call_latency_seconds")
+    p50, p95, p99 = (latency[f'{{task="encode",quantile="{of}"}}'] for of in (0.5, 0.95, 0.99))
+    assert 0 < p50 <= p95 <= p99 < 30
+    assert 0 < metric(address, "mimi_call_latency_seconds_count")['{task="encode"}'] <= rows
 
 
 def test_decoders_share_calls(address, ring):

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 
-import numpy as np
 from websockets.asyncio.server import ServerConnection
 
 from mimi_export.contract.geometry import Geometry
@@ -130,8 +129,6 @@ class Conversation:
         if self._wish.task == "encode":
             samples = protocol.samples(message, self._wish.form)
             self._received += len(samples)
-            if not np.isfinite(samples).all():
-                raise AudioError("a sample is NaN or infinite; remove such samples first")
             self._stream.push(self._resampler.push(samples))
         else:
             codes = protocol.codes(message, self._wish.codebooks)
