@@ -23,6 +23,7 @@ FLOORS = {
     "model": 4,
     "runtime": 4,
     "export": 5,
+    "corpus": 5,
     "hub": 5,
     "serving": 5,
     "parity": 6,

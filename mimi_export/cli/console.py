@@ -104,15 +104,15 @@ class Steps:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(text, total=None)
 
-    def advance(self, text: str, done: float, total: float | None = None) -> None:
-        """Say how far a step is; another `text` begins another step."""
+    def advance(self, text: str, done: float, total: float | None = None, detail: str = "") -> None:
+        """Say how far a step is; another `text` begins another step, another `detail` does not."""
         if text != self._text:
             self.step(text)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total or None)
+            self._bar.update(self._task, completed=done, total=total or None, description=f"{text} {detail}")
         elif total and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            self._line(f"{text} {100 * done / total:.0f} %")
+            self._line(f"{text} {100 * done / total:.0f} %{detail and f', {detail}'}")
 
     def _line(self, text: str) -> None:
         self._console.print(Text(f"[{time.monotonic() - self._begin:6.1f} s] {text}"))

@@ -10,26 +10,23 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import typer
 
 from mimi_export.cli import transfer
 from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.transfer import Job
 from mimi_export.errors import ConfigError, MimiExportError, OutputError
-from mimi_export.media.audio import FORMATS, AudioReader
+from mimi_export.media.audio import AudioReader, Samples
 from mimi_export.media.codes import FORMATS as CODE_FORMATS
 from mimi_export.media.codes import CodesWriter
-from mimi_export.media.sources import CONTAINERS
-from mimi_export.runtime import Codec, StreamPool, load
-from mimi_export.runtime.pool import PoolStream
+from mimi_export.media.sources import ENDINGS as AUDIO_ENDINGS
+from mimi_export.runtime import Codec, load
+from mimi_export.runtime.clips import Clip, ClipEncoder
 
 ROWS = 8  # files at once; more gain little
-ENDINGS = {"encode": {*FORMATS, *CONTAINERS, ".aif", ".au", ".oga"}, "decode": set(CODE_FORMATS)}
+ENDINGS = {"encode": AUDIO_ENDINGS, "decode": frozenset(CODE_FORMATS)}
 RESULT = {"encode": ".safetensors", "decode": ".wav"}
 
 Progress = Callable[[str, float, float | None], None]
@@ -131,73 +128,27 @@ def _one(codec: Codec, job: Job, command: str) -> tuple[Job, int | MimiExportErr
         return job, error
 
 
-class _Row:
-    """One file in a row of the pool."""
-
-    def __init__(self, codec: Codec, job: Job, pool: StreamPool) -> None:
-        self.job, self.stack = job, ExitStack()
-        rate = codec.geometry.sampling_rate
-        self.frame_size, self.count = codec.geometry.frame_size, transfer.chosen_codebooks(codec, job.num_codebooks)
-        self.samples = 0
-        with ExitStack() as stack:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            self.blocks = iter(stack.enter_context(AudioReader(job.source, rate)))
-            self.writer = stack.enter_context(CodesWriter(job.target, transfer.codes_metadata(codec), job.force))
-            self.stream: PoolStream = pool.open()
-            stack.callback(self.stream.close)
-            self.stack = stack.pop_all()
-
-    def fill(self) -> bool:
-        """Read until a call's samples are there; false at the end."""
-        while not self.stream.ready:
-            block = next(self.blocks, None)
-            if block is None:
-                return self.stream.flush() > 0
-            self.samples += len(block)
-            self.stream.push(block)
-        return True
-
-    def take(self, codes: npt.NDArray[Any]) -> None:
-        """Keep a call's codes `[K, frames]`, but not those of padding alone."""
-        frames = -(-self.samples // self.frame_size) - self.writer.num_frames
-        self.writer.append(codes[: self.count, :frames])
-
-
 def _pooled(codec: Codec, jobs: list[Job], rows: int) -> Iterator[tuple[Job, int | MimiExportError]]:
     """Encode several files at once; results in the order in which they end."""
-    pool = StreamPool(codec.encoder, rows)
-    waiting, active = iter(jobs), list[_Row]()
-    try:
-        while True:
-            while len(active) < rows and (job := next(waiting, None)) is not None:
-                try:
-                    active.append(_Row(codec, job, pool))
-                except MimiExportError as error:
-                    yield job, error
-            if not active:
-                return
-            for row in list(active):
-                result = _advance(row)
-                if result is not None:
-                    active.remove(row)
-                    yield row.job, result
-            outputs = {output.stream: output.output for output in pool.step()}
-            for row in active:
-                if row.stream in outputs:
-                    row.take(outputs[row.stream])
-    finally:
-        for row in active:  # interrupted: nothing half-written stays
-            row.stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    waiting, rate = iter(jobs), codec.geometry.sampling_rate
 
+    def blocks(job: Job) -> Iterator[Samples]:
+        transfer.chosen_codebooks(codec, job.num_codebooks)
+        with AudioReader(job.source, rate) as reader:
+            yield from reader
 
-def _advance(row: _Row) -> int | MimiExportError | None:
-    """Fill a row; at its end or with its error, what came of the file."""
-    try:
-        if row.fill():
-            return None
-        row.writer.num_samples = row.samples
-        row.stack.close()
-    except MimiExportError as error:
-        row.stack.__exit__(type(error), error, None)
-        return error
-    return row.samples
+    def take(_wait: bool) -> Clip[Job] | None:
+        return next((Clip(job, blocks(job)) for job in waiting), None)
+
+    for job, samples, codes, _, error in ClipEncoder(codec.encoder, rows).run(take):
+        try:
+            if error is not None or codes is None:
+                raise error or ConfigError(f"{codec.artifact.path} gives no codes")
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            with CodesWriter(job.target, transfer.codes_metadata(codec), job.force) as writer:
+                writer.append(codes[: job.num_codebooks])
+                writer.num_samples = samples
+        except MimiExportError as caught:
+            yield job, caught
+        else:
+            yield job, samples

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
-from mimi_export.cli.errors import INTERRUPTED
+from mimi_export.cli.errors import INTERRUPTED, needs_extra
 from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, Threads, Variant
 
 if TYPE_CHECKING:
     from mimi_export.cli.transfer import Job, Transfer
+    from mimi_export.media.codes import CodesFile
+    from mimi_export.media.pipes import CodesInlet
     from mimi_export.media.sources import RawFormat
     from mimi_export.runtime import Codec
 
@@ -117,6 +119,9 @@ def decode(
     source: CodesIn,
     target: AudioOut,
     variant: Variant = DEFAULT_VARIANT,
+    identity: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="IN is a folder that `tokenize` wrote; decode this row.")
+    ] = None,
     num_codebooks: NumCodebooks = None,
     rate: OutRate = None,
     subtype: Subtype = None,
@@ -134,6 +139,7 @@ def decode(
       mimi-export decode speech.safetensors speech-decoded.wav
       mimi-export decode music.npz music-4.flac --num-codebooks 4 --rate 48000
       mimi-export decode - - --codes u16 --format s16le
+      mimi-export decode corpus/ row.wav --id recordings/a.flac
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli import folders, transfer
     from mimi_export.media.audio import AudioWriter
@@ -141,12 +147,18 @@ def decode(
     job = transfer.Job(
         source, target, num_codebooks, subtype=subtype, rate=rate, form=form, force=force, keep_partial=keep_partial
     )  # fmt: skip
-    if source.is_dir():
+    if source.is_dir() and identity is None:
         folders.show("decode", job, variant, threads, provider, json)
         return
     if not _is_pipe(target):
         AudioWriter(target, subtype=subtype)
-    file = None if _is_pipe(source) else transfer.open_codes(source)
+    file: CodesFile | CodesInlet | None
+    if identity is None:
+        file = None if _is_pipe(source) else transfer.open_codes(source)
+    else:
+        with needs_extra("corpus", "decode --id"):
+            from mimi_export.corpus.reading import read_row
+        file = read_row(source, identity)
 
     def work(codec: Codec, job: Job) -> Transfer:
         found = file or transfer.open_codes(source, codes, transfer.chosen_codebooks(codec, num_codebooks))

@@ -8,6 +8,7 @@ the codec; samples are in [-1, 1] by convention and are never rescaled.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,13 +22,14 @@ from mimi_export.contract.files import atomic_file
 from mimi_export.errors import AudioError, OutputError
 from mimi_export.media.resampling import Resampler, resampled_length
 from mimi_export.media.signals import SAMPLING_RATE
-from mimi_export.media.sources import PIPE, RawFormat, cut_off, open_source, reason_of
+from mimi_export.media.sources import PIPE, RawFormat, cut_off, open_source, pass_over, reason_of
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | os.PathLike[str]
 
 BLOCK_FRAMES = 1 << 15
 MANY_CHANNELS = 8  # files with more are read in smaller blocks
+SEGMENT_SLACK = 0.1  # seconds by which a segment may be too long for its file: its author has rounded
 LIVE_SECONDS = 0.02  # of a block from standard input
 FORMATS = {  # extension -> libsndfile's container and the encoding used unless the caller names one
     ".aiff": ("AIFF", "PCM_16"),
@@ -58,10 +60,15 @@ class AudioReader:
         block_frames: source samples per channel that are read at once.
         separate: keep the channels apart, blocks are `[channels, n]`.
         raw: what standard input holds, if it has no header.
+        offset: seconds at the source's beginning that are left out.
+        duration: seconds that are read from there; all the rest unless given.
+
+    Attributes:
+        reading, resampling: seconds that both have taken so far.
 
     Raises:
-        AudioError: the file is missing, unreadable, not audio, empty, shorter than its header says, or (while
-            iterating) holds a sample that is NaN or infinite.
+        AudioError: the file is missing, unreadable, not audio, empty, shorter than its header says or than `offset`
+            and `duration` want, or (while iterating) holds a sample that is NaN or infinite.
     """
 
     def __init__(
@@ -71,9 +78,12 @@ class AudioReader:
         block_frames: int = BLOCK_FRAMES,
         separate: bool = False,
         raw: RawFormat | None = None,
+        offset: float = 0.0,
+        duration: float | None = None,
     ) -> None:
         self.path = Path(path)
         self.sampling_rate = sampling_rate
+        self.reading = self.resampling = 0.0
         self._started = False
         self._source = open_source(self.path, raw)
         self.info = self._source.info
@@ -86,6 +96,10 @@ class AudioReader:
             frames, rate = self.info.frames, self.info.sampling_rate
             if frames is not None and not resampled_length(frames, rate, sampling_rate):
                 raise AudioError(f"{self.path} holds no audio: {frames} sample(s) at {rate} Hz")
+            self._begin = round(offset * rate)
+            self._most = None if duration is None else round(duration * rate)
+            if self._begin < 0 or (self._most is not None and not resampled_length(self._most, rate, sampling_rate)):
+                raise AudioError(f"{self.path}: {duration} s from {offset} s on are no audio")
             stack.pop_all()  # in order: it stays open
 
     def __enter__(self) -> AudioReader:
@@ -100,7 +114,9 @@ class AudioReader:
         self._started = True
         resampler = Resampler(self.info.sampling_rate, self.sampling_rate, self.rows)
         for block in self._blocks():
+            began = time.perf_counter()
             resampled = resampler.push(block)
+            self.resampling += time.perf_counter() - began
             if resampled.size:
                 yield resampled
         rest = resampler.flush()
@@ -109,23 +125,34 @@ class AudioReader:
 
     def _blocks(self) -> Iterator[Samples]:
         """Blocks at the source's rate, averaged over channels or one row each, checked to be finite."""
+        rate, begin, most = self.info.sampling_rate, self._begin, self._most
         done = 0
-        while True:
+        while most is None or done < most:
+            began = time.perf_counter()
             try:
-                block = self._source.read_block(self._block_frames)
+                if begin and not done:
+                    pass_over(self._source, begin)
+                wanted = self._block_frames if most is None else min(self._block_frames, most - done)
+                block = self._source.read_block(wanted)
             except soundfile.LibsndfileError as error:
-                where = f"{self.path} cannot be decoded after {done / self.info.sampling_rate:.3f} s"
+                where = f"{self.path} cannot be decoded after {(begin + done) / rate:.3f} s"
                 raise AudioError(f"{where}: {reason_of(error)}; the file is damaged or cut off") from error
             if not len(block):
                 break
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-            _check_finite(mono, self.path, done, self.info.sampling_rate)
+            _check_finite(mono, self.path, begin + done, rate)
             done += len(mono)
+            self.reading += time.perf_counter() - began
             yield np.ascontiguousarray(mono if self.rows is None else block.T)
-        if self.info.frames is not None and done < self.info.frames:
-            raise cut_off(self.path, self.info.frames, "samples", done)
+        if most is None and self.info.frames is not None and begin + done < self.info.frames:
+            raise cut_off(self.path, self.info.frames, "samples", begin + done)
+        if most is not None and most - done > SEGMENT_SLACK * rate:
+            raise AudioError(
+                f"{self.path} ends at {(begin + done) / rate:.3f} s, wanted until {(begin + most) / rate:.3f}"
+            )
         if not done:
-            raise AudioError(f"{self.path} holds no audio: 0 sample(s) at {self.info.sampling_rate} Hz")
+            where = f" after {begin / rate:.3f} s" if begin else ""
+            raise AudioError(f"{self.path} holds no audio{where}: 0 sample(s) at {rate} Hz")
 
 
 def read_audio(path: AnyPath, sampling_rate: int = SAMPLING_RATE) -> Samples:

@@ -29,6 +29,10 @@ CONTAINERS = frozenset(  # that libsndfile does not know and ffmpeg does
     {".3gp", ".aac", ".ac3", ".amr", ".avi", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
     | {".ts", ".webm", ".wma", ".wmv"}
 )
+_SEEKABLE = frozenset({"AIFF", "CAF", "FLAC", "W64", "WAV", "WAVEX"})  # to a sample; MP3 decodes to something else then
+ENDINGS = frozenset(  # of files that are taken for sound in a folder
+    CONTAINERS | {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"}
+)
 _UNKNOWN_LENGTH = 1 << 62  # libsndfile reports 2^63 - 1 frames for a stream whose header leaves the length open
 _PIPED_LENGTH = 0x7FFF0000  # a WAV written to a pipe declares the largest size there is
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -178,6 +182,15 @@ def open_source(path: Path, raw: RawFormat | None = None) -> Source:
         source.close()
         raise AudioError(f"{path} claims {rate} Hz, expected {RATES[0]} to {RATES[-1]}; is it damaged?")
     return source
+
+
+def pass_over(source: Source, frames: int) -> None:
+    """Go on `frames` later: at once where the format allows it, else by reading them."""
+    if isinstance(source, _SoundFile) and source.info.frames is not None and source.format in _SEEKABLE:
+        source.seek(min(frames, source.info.frames))
+        return
+    while frames > 0 and len(block := source.read_block(min(frames, 1 << 16))):
+        frames -= len(block)
 
 
 def _standard_input(raw: RawFormat | None) -> Source:

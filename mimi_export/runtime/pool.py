@@ -164,6 +164,10 @@ class StreamPool:
 
     def step(self) -> list[PoolOutput]:
         """One call for all streams that are ready; an empty list where none is."""
+        return [PoolOutput(stream, outputs[0]) for stream, outputs in self.step_all()]
+
+    def step_all(self) -> list[tuple[PoolStream, tuple[Array, ...]]]:
+        """As `step`, with everything that the graph gives: of an encoder with `head` both, codes and latents."""
         ready = [stream for row, stream in sorted(self._streams.items()) if stream.ready]
         if not ready:
             return []
@@ -172,11 +176,12 @@ class StreamPool:
         for stream in ready:
             data[stream.row] = stream.take()
         data = np.moveaxis(data, 2, self.spec.data_input.time_axis)
-        output, *_ = self._call(data.shape).run(data)
+        outputs = self._call(data.shape).run(data)
         for name, present in self._present.items():
             self._past[name][rows] = present[rows]
-        keep = (lambda row: output[row]) if self.spec.kind == "encoder" else (lambda row: output[row, 0])
-        return [PoolOutput(stream, keep(stream.row)) for stream in ready]
+        if self.spec.kind == "decoder":
+            outputs = (outputs[0][:, 0],)
+        return [(stream, tuple(output[stream.row] for output in outputs)) for stream in ready]
 
     def check(self, data: npt.ArrayLike) -> Array:
         """Samples as `[1, n]`, codes as `[K, frames]` or latents as `[hidden, frames]`, checked."""

@@ -1,0 +1,173 @@
+"""Tokenise a corpus: plan it, let an engine encode what is missing, keep every row, and say how far it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mimi_export.contract.directory import load_artifact
+from mimi_export.corpus.encoder import CorpusEncoder, Settings
+from mimi_export.corpus.inputs import find
+from mimi_export.corpus.landing import Landing
+from mimi_export.corpus.local import run_local
+from mimi_export.corpus.plan import Plan, make_plan
+from mimi_export.corpus.rows import CorpusInfo
+from mimi_export.corpus.store import Store, locked
+from mimi_export.errors import OutputError
+
+REPORT_SECONDS = 1.0
+Engine = Literal["local", "ray"]
+
+
+@dataclass
+class Summary:
+    """How far a run is, or what came of it.
+
+    Attributes:
+        utterances: all of the plan.
+        before: done by earlier runs, those that failed included.
+        done: rows of this run.
+        failed: utterances without a row, of earlier runs, too.
+        seconds: since the run began; `done_seconds` and `left_seconds` are of sound, what is left is an estimate.
+        where: seconds of all workers together in reading, resampling and encoding, and the driver's in writing.
+    """
+
+    workers: int
+    utterances: int = 0
+    before: int = 0
+    done: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    done_seconds: float = 0.0
+    left_seconds: float = 0.0
+    where: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "resample", "encode", "write"), 0.0))
+
+    @property
+    def speed_per_core(self) -> float:
+        """Seconds of sound in a second of one worker."""
+        return self.done_seconds / max(self.seconds * self.workers, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "speed_per_core": self.speed_per_core}
+
+
+class _Left:
+    """How much sound is left: durations that are known, and for the rest bytes at the rate of those that are done."""
+
+    def __init__(self, plan: Plan, chosen: npt.NDArray[np.int64]) -> None:
+        self._seconds, self._bytes = plan.seconds, plan.bytes
+        known = ~np.isnan(self._seconds[chosen])
+        self._known = float(self._seconds[chosen][known].sum())
+        self._unknown = [float(self._bytes[chosen][~known].sum()), float((~known).sum())]
+        self._seen = [0.0, 0.0, 0.0]  # bytes, utterances, seconds of unknown ones that are done
+
+    def done(self, index: int, seconds: float) -> None:
+        """One is done, or failed after no seconds."""
+        if np.isnan(self._seconds[index]):
+            parts = float(self._bytes[index]), 1.0
+            self._unknown = [left - part for left, part in zip(self._unknown, parts, strict=True)]
+            self._seen = [seen + part for seen, part in zip(self._seen, (*parts, seconds), strict=True)]
+        else:
+            self._known -= float(self._seconds[index])
+
+    @property
+    def seconds(self) -> float:
+        """The estimate."""
+        measure = 0 if self._seen[0] else 1
+        rate = self._seen[2] / self._seen[measure] if self._seen[measure] else 0.0
+        return max(0.0, self._known + self._unknown[measure] * rate)
+
+
+def tokenize(
+    inputs: Sequence[str],
+    directory: Path,
+    settings: Settings,
+    engine: Engine = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    report: Callable[[Summary], None] = lambda _: None,
+) -> tuple[Summary, list[dict[str, Any]]]:
+    """Encode what the inputs hold and the output lacks.
+
+    Args:
+        inputs: see `inputs`.
+        directory: the output; it is made.
+        settings: of the workers.
+        engine: what distributes the work.
+        workers: processes or actors; one a core unless given.
+        address: of a Ray cluster.
+        report: is told how far it is, every second or so.
+
+    Returns:
+        The summary, and the errors of this output with their reasons.
+
+    Raises:
+        ConfigError: an input is not there or of no known kind, two utterances have one id, or the output holds codes
+            of something else.
+        ArtifactError, ParityError: the variant cannot be used here.
+        OutputError: the output cannot be written, or another run writes to it.
+        MissingPackageError: `ray` is not installed.
+    """
+    began = time.monotonic()
+    info = CorpusInfo.of(load_artifact(settings.variant), settings.num_codebooks, settings.latents)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {directory}: {error.strerror}") from error
+    with locked(directory):
+        plan = make_plan(directory, info, find(list(inputs)))
+        store = Store(directory, plan, info)
+        landing = Landing(directory, info)
+        for data in landing.new():
+            store.add(data)
+        missing, total = store.missing(), plan.table.num_rows
+        state = Summary(workers or len(os.sched_getaffinity(0)), total, total - len(missing), failed=len(store.errors))
+        if not len(missing):
+            store.close()
+            landing.clear()
+            return state, store.errors
+        CorpusEncoder(settings)  # once here: what is wrong is told in a line, and the prepared graph is made once
+        left, told = _Left(plan, missing), time.monotonic()
+        with ExitStack() as stack:
+            if engine == "local":
+                rows = run_local(settings, info, plan.utterances(missing), state.workers)
+            else:
+                from mimi_export.corpus.cluster import cluster, run_ray
+
+                state.workers = stack.enter_context(cluster(address, workers))
+                rows = run_ray(settings, plan.table.take(missing), landing, state.workers)
+            for data in rows:
+                row = store.add(data)
+                if row is not None:
+                    _count(state, left, row)
+                now = time.monotonic()
+                if now - told > REPORT_SECONDS:
+                    told, state.seconds, state.left_seconds = now, now - began, left.seconds
+                    state.where["write"] = store.seconds
+                    report(state)
+        store.close()
+        landing.clear()
+        state.seconds, state.left_seconds, state.where["write"] = time.monotonic() - began, left.seconds, store.seconds
+        return state, store.errors
+
+
+def _count(state: Summary, left: _Left, row: pa.RecordBatch) -> None:
+    values = {
+        name: row[name][0].as_py() for name in ("index", "error", "duration", "reading", "resampling", "encoding")
+    }
+    state.done += 1
+    state.failed += values["error"] is not None
+    state.done_seconds += values["duration"]
+    for name, column in (("read", "reading"), ("resample", "resampling"), ("encode", "encoding")):
+        state.where[name] += values[column]
+    left.done(values["index"], values["duration"])
