@@ -12,11 +12,14 @@ PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
 OLDEST ?= .venv-oldest
+MAAI ?= .venv-maai
 PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 # The demo speaks with the small trained checkpoint; all else takes the made-up one of the real size.
 MODEL ?= $(if $(filter demo,$(MAKECMDGOALS)),demo,synthetic)
 AUDIO ?= $(if $(filter demo,$(MAKECMDGOALS)),scripts/clips/speech.ogg,generated)
+TRANSFORMERS ?= '5.3.*' '5.5.*' '5.*'
+COMPAT_TESTS = $(addprefix tests/test_,upstream.py upstreams.py checkpoint.py kyutai.py exactness.py latents.py)
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -89,15 +92,21 @@ bench-peers:  ## an environment of its own with moshi and rustymimi, for make be
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 transformers==5.23.0 einops==0.8.2 sentencepiece==0.2.3
 	$(PEERS)/bin/python -m pip install --quiet --no-deps moshi==0.2.13 rustymimi==0.4.1
 
-test-compat:  ## the fast tests against an old transformers that is still a correct reference
+test-compat:  ## the tests of weights and exactness against each transformers of TRANSFORMERS, old ones and the newest
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/python -m pip install --quiet torch==2.13.0
-	$(COMPAT)/bin/python -m pip install --quiet --editable '.[export,dev]' 'transformers==5.5.*' torch==2.13.0
-	$(COMPAT)/bin/python -m pytest -m "not slow"
+	for version in $(TRANSFORMERS); do \
+		$(COMPAT)/bin/python -m pip install --quiet --upgrade --editable '.[export,dev]' "transformers==$$version" torch==2.13.0 && \
+		$(COMPAT)/bin/python -m pytest -m "not slow" $(COMPAT_TESTS) || exit; done
 
-test-maai: $(STAMP)  ## the class of MaAI's package on our files
+test-maai: $(STAMP)  ## the class of MaAI's package on our files, today and with the onnxruntime that its products pin
 	$(PIP) install --no-deps maai==0.2.25 einops==0.8.2
 	$(BIN)/python -m pytest tests/test_maai.py
+	test -x $(MAAI)/bin/python || $(PYTHON) -m venv $(MAAI)
+	$(MAAI)/bin/python -m pip install --quiet torch==2.13.0
+	$(MAAI)/bin/python -m pip install --quiet --editable '.[export,dev]' torch==2.13.0 onnx==1.19.1 onnxruntime==1.23.2
+	$(MAAI)/bin/python -m pip install --quiet --no-deps maai==0.2.25 einops==0.8.2
+	$(MAAI)/bin/python -m pytest -m "not slow" tests/test_maai.py
 
 # `numpy>=1.26` of pyproject.toml becomes `numpy~=1.26.0`. These packages are for Python up to 3.12.
 LOWER_BOUNDS = $(shell sed -nE '/^dependencies = /,/^\]/ s/^ *"([a-z]+)>=([0-9.]+)",/\1~=\2.0/p' pyproject.toml)

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from mimi_export.parity.results import ParityRun
     from mimi_export.runtime import Codec as Codec
     from mimi_export.runtime import StreamPool as StreamPool
+    from mimi_export.runtime.features import FeatureExtractor as FeatureExtractor
     from mimi_export.runtime.golden import GoldenResult
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Resampler", "StreamPool", "check_parity", "convert_variant", "export_variant", "load", "verify"]
+__all__ = [
+    "Codec", "FeatureExtractor", "Resampler", "StreamPool", "check_parity", "convert_variant", "export_variant", "load",
+    "verify",
+]  # fmt: skip
 
 
 def load(
@@ -212,6 +216,10 @@ def __getattr__(name: str) -> Any:
         from mimi_export.media import resampling
 
         return resampling.Resampler
+    if name == "FeatureExtractor":
+        from mimi_export.runtime import features
+
+        return features.FeatureExtractor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,7 +1,8 @@
 """How long sound takes through `encode - - | decode - -`: `python scripts/live_latency.py VARIANT`.
 
 A block of 20 ms goes in every 20 ms. For each frame it is noted when its last sample went in, when its codes came
-out of the encoder and when its sound came out of the decoder; and what memory both processes have then.
+out of the encoder and when its sound came out of the decoder; and what memory both processes have then. In the end the
+codes and the sound are compared with those of the whole recording at once: nothing is lost or changes places.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import psutil
 import typer
 
 from mimi_export.media.signals import speech_like
+from mimi_export.runtime import load
 
 RATE, FRAME, BLOCK = 24_000, 1_920, 480
 SETTLED = 40  # frames after which processes have what they need
@@ -27,7 +29,8 @@ def main(
     variant: Annotated[Path, typer.Argument(help="Variant directory.")],
     seconds: Annotated[int, typer.Option(help="Of sound.")] = 60,
 ) -> None:
-    """Print medians and 99th percentiles in milliseconds, lost frames and memory."""
+    """Print medians and 99th percentiles in milliseconds, equal frames and memory."""
+    codec = load(variant)
     program = [sys.executable, "-m", "mimi_export"]
     encoder = subprocess.Popen(
         [*program, "encode", "-", "-", "--rate", str(RATE), "--codes", "u16", "--variant", str(variant)],
@@ -40,19 +43,24 @@ def main(
     codes_at: list[float] = []
     sound_at: list[float] = []
 
-    def follow(source: IO[bytes] | None, size: int, times: list[float], target: IO[bytes] | None) -> None:
+    codes, heard = bytearray(), bytearray()
+
+    def follow(
+        source: IO[bytes] | None, size: int, times: list[float], kept: bytearray, target: IO[bytes] | None
+    ) -> None:
         while source and len(piece := source.read(size)) == size:
             times.append(time.perf_counter())
+            kept += piece
             if target:
                 target.write(piece)
                 target.flush()
         if target:
             target.close()
 
-    codebooks = 8
+    codebooks = codec.artifact.manifest.shape.num_codebooks
     followers = [
-        threading.Thread(target=follow, args=(encoder.stdout, 2 * codebooks, codes_at, decoder.stdin)),
-        threading.Thread(target=follow, args=(decoder.stdout, 2 * FRAME, sound_at, None)),
+        threading.Thread(target=follow, args=(encoder.stdout, 2 * codebooks, codes_at, codes, decoder.stdin)),
+        threading.Thread(target=follow, args=(decoder.stdout, 2 * FRAME, sound_at, heard, None)),
     ]
     for follower in followers:
         follower.start()
@@ -78,6 +86,10 @@ def main(
             f"{name}: median {np.median(late):.1f} ms, 99 % within {np.percentile(late, 99):.1f} ms "
             f"after a frame's last sample; {len(times)} of {len(pushed)} frames"
         )
+    wanted = codec.encoder.stream().push(sound / np.float32(32768))
+    found = np.frombuffer(codes, "<u2").reshape(-1, codebooks).T
+    steps = np.abs(np.frombuffer(heard, "<i2") - 32768.0 * codec.decoder.stream().push(wanted)[0]).max()
+    typer.echo(f"codes equal to those of the whole: {np.array_equal(found, wanted[0])}; sound within {steps:.1f} steps")
     early = memory[min(SETTLED, len(memory) - 1)]
     typer.echo(f"memory of both: {early:.0f} MiB after {SETTLED} frames, {memory[-1]:.0f} at the end")
 

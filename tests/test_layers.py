@@ -36,6 +36,7 @@ PACKAGES: dict[str, set[str]] = {
     "errors": set(),
     "contract": {"tomli"},  # the standard `tomllib` of Python 3.10
     "runtime": {"numpy", "onnxruntime"},
+    "runtime.features": {"numpy", "onnxruntime", "soxr"},
     "runtime.golden": {"numpy", "onnxruntime", "safetensors"},
     "media": {"numpy", "safetensors", "soundfile", "soxr"},
 }

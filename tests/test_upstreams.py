@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import DECODER_SNR, snr
 from safetensors.torch import save_file
 
-from mimi_export.errors import CheckpointError, ConfigError
+from mimi_export.errors import ArtifactError, CheckpointError, ConfigError
+from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
-from mimi_export.model.checkpoint import load_checkpoint
+from mimi_export.model.checkpoint import WEIGHTS, load_checkpoint
 from mimi_export.model.kyutai import huggingface_state_dict, kyutai_state_dict, save_kyutai
+from mimi_export.runtime import load
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,37 @@ def test_a_fine_tuned_directory(write, weights):
     assert same(loaded.model, {name: tensor.to(weights[name].dtype) for name, tensor in tuned.items()})
     with pytest.raises(ConfigError, match="has no revisions"):
         load_checkpoint(str(write(tuned)), "main")
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [("tiny", "inside"), *(pytest.param("full", kind, marks=pytest.mark.slow) for kind in ("inside", "kyutai"))],
+)
+def test_exported_exactly(request, tmp_path, cli, size, kind):
+    """From the command line: codes and latents of untouched batch PyTorch, longer than the attention's window."""
+    checkpoint = request.getfixturevalue(f"{size}_checkpoint")
+    source = tmp_path / ("kyutai.safetensors" if kind == "kyutai" else "larger")
+    if kind == "kyutai":
+        save_kyutai(checkpoint.model, source)
+    else:
+        source.mkdir()
+        inner = encoder_only(upstream.tensors_on_disk(checkpoint.model))
+        save_file({f"encoder.{name}": tensor.contiguous() for name, tensor in inner.items()}, source / WEIGHTS)
+        config = {"model_type": "a_tokenizer", "encoder_config": checkpoint.model.config.to_dict()}
+        (source / "config.json").write_text(json.dumps(config))
+        code, _, error = cli("export", "--model", source, "--from", "codes", "--output-dir", tmp_path / "no")
+        assert (code, "this model is an encoder alone: it has no decoder" in error) == (3, True), error
+    code, _, error = cli("export", "--model", source, "--head", "both", "--output-dir", tmp_path / "made")
+    assert code == 0, error
+    audio = speech_like(25, seed=6)[: 300 * 1920]
+    latents = upstream.encode_latents(checkpoint.model, torch.from_numpy(audio[None, None]))
+    codec = load(tmp_path / "made")
+    encoded = codec.encoder.stream().encode(audio)
+    assert torch.equal(torch.from_numpy(encoded.codes), upstream.quantize_latents(checkpoint.model, latents, 8))
+    assert snr(latents[0].T, encoded.latents[0]) >= DECODER_SNR
+    if kind == "kyutai":
+        heard = codec.decoder.stream().push(encoded.codes)
+        assert snr(upstream.decode(checkpoint.model, torch.from_numpy(encoded.codes))[0], heard) >= DECODER_SNR
+    else:
+        with pytest.raises(ArtifactError, match="has no decoder"):
+            codec.decoder.stream()

@@ -73,7 +73,8 @@ def transformers_streaming(weights: Path, num_codebooks: int) -> Program:
 
     def encode(audio: Any) -> None:
         result: Any = whole.encode(audio, use_streaming=True, **caches)  # type: ignore[call-arg]
-        caches.update(encoder_past_key_values=result.encoder_past_key_values, padding_cache=result.padding_cache)
+        name = "encoder_cache" if hasattr(result, "encoder_cache") else "encoder_past_key_values"  # before 5.24
+        caches.update({name: getattr(result, name), "padding_cache": result.padding_cache})
 
     return whole._replace(encode=encode, reset=caches.clear)
 

@@ -182,6 +182,10 @@ def features(
     latents: Annotated[
         str, typer.Option("--latents", metavar="NAME", help="Latents in a pipe: jsonl or f32le.")
     ] = "jsonl",
+    frame_rate: Annotated[
+        float | None,
+        typer.Option("--frame-rate", metavar="HZ", help="Latents a second, by straight lines [default: 12.5]."),
+    ] = None,
     threads: Threads = 1,
     provider: Provider = "cpu",
     keep_partial: KeepPartial = False,
@@ -192,6 +196,7 @@ def features(
 
     \b
       mimi-export features speech.wav speech.npy --variant artifacts/streaming-latents
+      mimi-export features speech.wav speech.npy --variant artifacts/streaming-latents --frame-rate 50
       arecord -f S16_LE -r 16000 | mimi-export features - - --variant artifacts/streaming-latents
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     from mimi_export.cli import transfer
@@ -199,7 +204,8 @@ def features(
 
     raw, separate = _raw_input(source, rate, channels, form)
     job = transfer.Job(
-        source, target, separate=separate, raw=raw, form=latents, force=force, keep_partial=keep_partial
+        source, target, separate=separate, raw=raw, form=latents, frame_rate=frame_rate, force=force,
+        keep_partial=keep_partial,
     )  # fmt: skip
     if not _is_pipe(target):
         LatentsWriter(target)

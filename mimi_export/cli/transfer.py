@@ -7,6 +7,7 @@ codebooks are asked for than there are or codes do not fit the variant.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from mimi_export.media.resampling import Resampler
 from mimi_export.media.sources import PIPE, RawFormat
 from mimi_export.runtime import Codec
 from mimi_export.runtime.checks import check_codes
+from mimi_export.runtime.features import FeatureExtractor
 
 BLOCK_FRAMES = 32  # frames decoded between two ticks
 SAFETENSORS = "safetensors"
@@ -41,8 +43,8 @@ class Job:
     `num_codebooks` takes only the first ones, `separate` keeps channels apart, `raw` says what standard input is.
     `subtype` is the encoding of a written audio file, `rate` its sampling rate (`None` is the model's), `form` what
     audio or codes on standard input or output look like. `keep_partial` writes what is done when the user
-    interrupts, as a pipe always has. `tick` is told how many seconds of audio are done, and of how many where that is
-    known.
+    interrupts, as a pipe always has. `frame_rate` is that of latents (`None` is the model's). `tick` is told how many
+    seconds of audio are done, and of how many where that is known.
     """
 
     source: Path
@@ -55,6 +57,7 @@ class Job:
     form: str | None = None
     force: bool = False
     keep_partial: bool = False
+    frame_rate: float | None = None
     tick: Tick = lambda _done, _total: None
 
     @property
@@ -163,20 +166,25 @@ def encode(codec: Codec, job: Job) -> Transfer:
 
 def features(codec: Codec, job: Job) -> Transfer:
     """Encode audio to latents, for a variant that gives them."""
-    rate, clock = codec.geometry.sampling_rate, _Clock()
+    model, clock = codec.geometry, _Clock()
+    frame_size = model.sampling_rate / (job.frame_rate or model.frame_rate)
+    metadata = dataclasses.replace(
+        codes_metadata(codec), frame_size=int(frame_size) if frame_size.is_integer() else None
+    )  # fmt: skip
     writer: LatentsWriter | LatentsPipe
     if job.target == PIPE:
         writer = LatentsPipe(job.form or "jsonl")
     else:
-        writer = LatentsWriter(job.target, codes_metadata(codec), job.force)
-    with AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader, writer:
-        stream = codec.encoder.latents(reader.rows or 1)
+        writer = LatentsWriter(job.target, metadata, job.force)
+    with AudioReader(job.source, model.sampling_rate, separate=job.separate, raw=job.raw) as reader, writer:
+        extractor, samples = FeatureExtractor(codec, frame_rate=job.frame_rate, rows=reader.rows or 1), 0
         with clock.run(lambda: job.keeps and writer.num_frames > 0):
             for block in reader:
-                writer.append(stream.push(block))
-                job.tick(stream.num_samples / rate, reader.info.duration)
-            writer.append(stream.flush().latents)
-        samples = min(stream.num_samples, writer.num_frames * codec.geometry.frame_size)
+                writer.append(extractor.push(block))
+                samples += block.shape[-1]
+                job.tick(samples / model.sampling_rate, reader.info.duration)
+            writer.append(extractor.flush())
+        samples = min(samples, int(writer.num_frames * frame_size))
     return Transfer(samples, writer.num_frames, 0, clock.seconds, 0, clock.interrupted)
 
 

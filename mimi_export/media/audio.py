@@ -22,7 +22,7 @@ from mimi_export.contract.files import atomic_file
 from mimi_export.errors import AudioError, OutputError
 from mimi_export.media.resampling import Resampler, resampled_length
 from mimi_export.media.signals import SAMPLING_RATE
-from mimi_export.media.sources import PIPE, RawFormat, cut_off, open_source, pass_over, reason_of
+from mimi_export.media.sources import PIPE, RawFormat, cut_off, name_of, open_source, pass_over, reason_of
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | os.PathLike[str]
@@ -81,25 +81,26 @@ class AudioReader:
         offset: float = 0.0,
         duration: float | None = None,
     ) -> None:
-        self.path = Path(path)
+        path = Path(path)
+        self.name = name_of(path)
         self.sampling_rate = sampling_rate
         self.reading = self.resampling = 0.0
         self._started = False
-        self._source = open_source(self.path, raw)
+        self._source = open_source(path, raw)
         self.info = self._source.info
         self.rows = self.info.channels if separate else None
-        if self.path == PIPE:
+        if path == PIPE:
             block_frames = max(1, round(LIVE_SECONDS * self.info.sampling_rate))
         self._block_frames = max(1, min(block_frames, MANY_CHANNELS * BLOCK_FRAMES // max(1, self.info.channels)))
         with ExitStack() as stack:
             stack.callback(self._source.close)
             frames, rate = self.info.frames, self.info.sampling_rate
             if frames is not None and not resampled_length(frames, rate, sampling_rate):
-                raise AudioError(f"{self.path} holds no audio: {frames} sample(s) at {rate} Hz")
+                raise AudioError(f"{self.name} holds no audio: {frames} sample(s) at {rate} Hz")
             self._begin = round(offset * rate)
             self._most = None if duration is None else round(duration * rate)
             if self._begin < 0 or (self._most is not None and not resampled_length(self._most, rate, sampling_rate)):
-                raise AudioError(f"{self.path}: {duration} s from {offset} s on are no audio")
+                raise AudioError(f"{self.name}: {duration} s from {offset} s on are no audio")
             stack.pop_all()  # in order: it stays open
 
     def __enter__(self) -> AudioReader:
@@ -110,7 +111,7 @@ class AudioReader:
 
     def __iter__(self) -> Iterator[Samples]:
         if self._started:
-            raise AudioError(f"{self.path} was read already; open it again to read it a second time")
+            raise AudioError(f"{self.name} was read already; open it again to read it a second time")
         self._started = True
         resampler = Resampler(self.info.sampling_rate, self.sampling_rate, self.rows)
         for block in self._blocks():
@@ -135,24 +136,24 @@ class AudioReader:
                 wanted = self._block_frames if most is None else min(self._block_frames, most - done)
                 block = self._source.read_block(wanted)
             except soundfile.LibsndfileError as error:
-                where = f"{self.path} cannot be decoded after {(begin + done) / rate:.3f} s"
+                where = f"{self.name} cannot be decoded after {(begin + done) / rate:.3f} s"
                 raise AudioError(f"{where}: {reason_of(error)}; the file is damaged or cut off") from error
             if not len(block):
                 break
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-            _check_finite(mono, self.path, begin + done, rate)
+            _check_finite(mono, self.name, begin + done, rate)
             done += len(mono)
             self.reading += time.perf_counter() - began
             yield np.ascontiguousarray(mono if self.rows is None else block.T)
         if most is None and self.info.frames is not None and begin + done < self.info.frames:
-            raise cut_off(self.path, self.info.frames, "samples", begin + done)
+            raise cut_off(self.name, self.info.frames, "samples", begin + done)
         if most is not None and most - done > SEGMENT_SLACK * rate:
             raise AudioError(
-                f"{self.path} ends at {(begin + done) / rate:.3f} s, wanted until {(begin + most) / rate:.3f}"
+                f"{self.name} ends at {(begin + done) / rate:.3f} s, wanted until {(begin + most) / rate:.3f}"
             )
         if not done:
             where = f" after {begin / rate:.3f} s" if begin else ""
-            raise AudioError(f"{self.path} holds no audio{where}: 0 sample(s) at {rate} Hz")
+            raise AudioError(f"{self.name} holds no audio{where}: 0 sample(s) at {rate} Hz")
 
 
 def read_audio(path: AnyPath, sampling_rate: int = SAMPLING_RATE) -> Samples:
@@ -263,7 +264,7 @@ def _output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {reason}; is the disk full?") from error
 
 
-def _check_finite(samples: Samples, path: Path, offset: int, sampling_rate: int) -> None:
+def _check_finite(samples: Samples, path: Path | str, offset: int, sampling_rate: int) -> None:
     finite = np.isfinite(samples)
     if not finite.all():
         first = offset + int(np.argmin(finite))

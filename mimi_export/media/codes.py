@@ -17,10 +17,8 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from mimi_export.contract.files import atomic_file
 from mimi_export.errors import CodesError
 from mimi_export.media.archives import TENSOR, read_npz, read_safetensors, short
 from mimi_export.media.opening import check_file
+from mimi_export.media.writing import WholeFileWriter, check_extension
 
 Codes = npt.NDArray[np.int64]
 
@@ -91,7 +90,7 @@ def read_codes(path: str | os.PathLike[str]) -> CodesFile:
             sign; metadata that contradicts it. Whether the codes fit a model is for its decoder to say.
     """
     path = Path(path)
-    _check_extension(path)
+    check_extension(path, FORMATS)
     size = check_file(path, CodesError)
     npz = path.suffix.lower() == ".npz"
     values, raw = read_npz(path, size, _FIELDS) if npz else read_safetensors(path)
@@ -100,7 +99,7 @@ def read_codes(path: str | os.PathLike[str]) -> CodesFile:
     return CodesFile(codes, metadata)
 
 
-class CodesWriter:
+class CodesWriter(WholeFileWriter):
     """Collect the codes of one stream while it is encoded and write them when the `with` block ends well.
 
         with CodesWriter("speech.safetensors", metadata) as writer:
@@ -114,33 +113,16 @@ class CodesWriter:
     def __init__(
         self, path: str | os.PathLike[str], metadata: CodesMetadata | None = None, force: bool = False
     ) -> None:
-        self.path = Path(path)
+        super().__init__(Path(path), FORMATS, force)
         self.num_samples: int | None = None
         self._metadata = metadata or CodesMetadata()
-        self._force = force
         self._shape: tuple[int, int] | None = None  # channels and codebooks
         self._buffer = bytearray()  # frame after frame, uint32
-        self._stack = ExitStack()
-        self._temporary = self.path
-        _check_extension(self.path)
 
     @property
     def num_frames(self) -> int:
         """Frames appended so far."""
         return len(self._buffer) // (4 * math.prod(self._shape)) if self._shape else 0
-
-    def __enter__(self) -> CodesWriter:
-        self._temporary = self._stack.enter_context(atomic_file(self.path, self._force))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._stack.__exit__(kind, error, traceback)
-            return
-        with self._stack:
-            self._write()
 
     def append(self, codes: npt.NDArray[Any]) -> None:
         """Append codes `[K, n]` or `[channels, K, n]` of any integer type; n may be 0, the rest stays the same."""
@@ -156,19 +138,14 @@ class CodesWriter:
         self._shape = shape
         self._buffer += np.moveaxis(rows, -1, 0).astype(np.uint32).tobytes()
 
-    def _write(self) -> None:
+    def _write(self, temporary: Path) -> None:
         if self._shape is None or not self._buffer:
             raise CodesError(f"{self.path}: there are no codes to write")
         metadata = self._metadata
         if self.num_samples is not None:
             metadata = dataclasses.replace(metadata, num_samples=self.num_samples)
         frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, *self._shape)
-        self._temporary.write_bytes(_content(self.path, np.moveaxis(frames, 0, -1), metadata))
-
-
-def _check_extension(path: Path) -> None:
-    if path.suffix.lower() not in FORMATS:
-        raise CodesError(f"{path} has the extension {path.suffix or '(none)'}, expected {' or '.join(FORMATS)}")
+        temporary.write_bytes(_content(self.path, np.moveaxis(frames, 0, -1), metadata))
 
 
 def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
@@ -206,7 +183,7 @@ def _check_length(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
 
 def _content(path: Path, codes: npt.NDArray[Any], metadata: CodesMetadata) -> bytes:
     """The bytes of the file, in the format that the extension names."""
-    _check_extension(path)
+    check_extension(path, FORMATS)
     values = _checked(codes, path)
     _check_range(metadata, path)
     _check_length(metadata, values, path)

@@ -8,19 +8,17 @@ standard output: `f32le`, row after row without a header, or `jsonl`, a list for
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from mimi_export.contract.files import atomic_file
 from mimi_export.errors import CodesError
 from mimi_export.media.codes import CodesMetadata
 from mimi_export.media.pipes import Outlet
+from mimi_export.media.writing import WholeFileWriter
 
 Latents = npt.NDArray[np.float32]
 
@@ -28,45 +26,28 @@ FORMATS = (".npy", ".safetensors")
 PIPE_FORMS = ("f32le", "jsonl")
 
 
-class LatentsWriter:
-    """Collect latents, 4 bytes a number, and write them when the `with` block ends without an exception.
-
-    Raises:
-        CodesError: unknown extension.
-        OutputError: the file exists and `force` is not given, or cannot be written.
-    """
+class LatentsWriter(WholeFileWriter):
+    """Collect latents, 4 bytes a number, and write them when the `with` block ends without an exception."""
 
     def __init__(self, path: Path, metadata: CodesMetadata | None = None, force: bool = False) -> None:
-        if path.suffix.lower() not in FORMATS:
-            raise CodesError(f"{path} has the extension {path.suffix or '(none)'}, expected {' or '.join(FORMATS)}")
+        super().__init__(path, FORMATS, force)
         self.num_frames = 0
-        self._path, self._metadata, self._force = path, metadata or CodesMetadata(), force
+        self._metadata = metadata or CodesMetadata()
         self._blocks: list[Latents] = []
-        self._stack = ExitStack()
-        self._temporary = path
-
-    def __enter__(self) -> LatentsWriter:
-        self._temporary = self._stack.enter_context(atomic_file(self._path, self._force))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._stack.__exit__(kind, error, traceback)
-            return
-        with self._stack:
-            values = np.concatenate(self._blocks, axis=1)
-            if self._path.suffix.lower() == ".npy":
-                np.save(self._temporary, values)
-            else:
-                fields = {name: str(value) for name, value in self._metadata.to_dict().items()}
-                save_file({"latents": values}, self._temporary, fields)
 
     def append(self, latents: Latents) -> None:
         """Append latents `[channels, n, width]`."""
         self.num_frames += latents.shape[1]
         self._blocks.append(latents)
+
+    def _write(self, temporary: Path) -> None:
+        values = np.concatenate(self._blocks, axis=1)
+        if self.path.suffix.lower() == ".npy":
+            with temporary.open("wb") as file:  # numpy would add .npy to .NPY
+                np.save(file, values)
+        else:
+            fields = {name: str(value) for name, value in self._metadata.to_dict().items()}
+            save_file({"latents": values}, temporary, fields)
 
 
 class LatentsPipe(Outlet):

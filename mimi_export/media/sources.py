@@ -180,7 +180,8 @@ def open_source(path: Path, raw: RawFormat | None = None) -> Source:
     rate = source.info.sampling_rate
     if rate not in RATES:
         source.close()
-        raise AudioError(f"{path} claims {rate} Hz, expected {RATES[0]} to {RATES[-1]}; is it damaged?")
+        why = "is it damaged?" if raw is None else "see --rate"
+        raise AudioError(f"{name_of(path)} claims {rate} Hz, expected {RATES[0]} to {RATES[-1]}; {why}")
     return source
 
 
@@ -234,7 +235,12 @@ def _file(path: Path) -> Source:
     return file
 
 
-def cut_off(path: Path, declared: int | str, unit: str, found: int | str) -> AudioError:
+def name_of(path: Path) -> str:
+    """What messages call it."""
+    return "standard input" if path == PIPE else str(path)
+
+
+def cut_off(path: Path | str, declared: int | str, unit: str, found: int | str) -> AudioError:
     """The error of a file that ends early."""
     return AudioError(f"{path} is cut off: its header declares {declared} {unit}, the file has {found}; copy it again")
 
