@@ -116,10 +116,12 @@ def test_a_live_codec_of_two_processes(variant, sound, tmp_path):
     assert run(variant, b"", "decode", tmp_path / "codes.safetensors", tmp_path / "out.wav")[0] == 0
     encoder = start(variant, "encode", "-", "-", "--rate", 24000)
     decoder = start(variant, "decode", "-", "-", stdin=encoder.stdout)
-    encoder.stdin.write(sound[: 3 * 1920].tobytes())
-    encoder.stdin.flush()
-    first = decoder.stdout.read(44 + 2 * 3 * 1920)  # comes while the input is open
-    encoder.stdin.write(sound[3 * 1920 :].tobytes())
+    first = b""
+    for frame in range(10):  # each is heard before the next is spoken: one frame of delay
+        encoder.stdin.write(sound[frame * 1920 : (frame + 1) * 1920].tobytes())
+        encoder.stdin.flush()
+        first += decoder.stdout.read(2 * 1920 + (0 if frame else 44))
+    encoder.stdin.write(sound[10 * 1920 :].tobytes())
     encoder.stdin.close()
     rest = decoder.stdout.read()
     assert (encoder.wait(60), decoder.wait(60)) == (0, 0)
