@@ -209,3 +209,28 @@ def test_report(tmp_path):
 def test_levels():
     values = (None, float("nan"), float("inf"), -float("inf"), 1 / 3)
     assert [level(value) for value in values] == [None, None, "exact", "lost", 0.333333333]
+
+
+ODD = (None, True, "x" * 10_000, "\x1b[2J", [], [0], {}, -1, 0, 1.5, -1e300, 10**9, [[1]], [10**9] * 9)
+
+
+def test_no_field_of_a_geometry_may_be_odd(tmp_path):
+    """Each in turn: a type, a text or a size that no model has ends in one line."""
+    content = json.loads((fill(tmp_path) / "manifest.json").read_text())
+    let_pass, texts = set(), []
+    for name, right in content["geometry"].items():
+        for value in ODD:
+            odd = {**content, "geometry": {**content["geometry"], name: value}}
+            (tmp_path / "manifest.json").write_text(json.dumps(odd))
+            if value == right and type(value) is type(right):
+                continue
+            try:
+                load_artifact(tmp_path)
+            except ArtifactError as error:
+                texts.append(str(error))
+            else:
+                let_pass.add((name, value))
+    assert all(text.isprintable() and len(text) < 400 for text in texts)
+    assert let_pass == {
+        ("use_conv_shortcut", True), ("attention_bias", True), ("rope_theta", 1.5), ("rope_theta", 10**9),
+    }  # fmt: skip

@@ -79,6 +79,7 @@ class Geometry:
             ),
             "head_dim must be even for rotary positions": self.head_dim % 2 == 0,
             "rope_theta must be positive": self.rope_theta > 0,
+            "norm_eps must be above 0 and below 1": 0 < self.norm_eps < 1,
             "upsample_groups must divide hidden_size": self.hidden_size % self.upsample_groups == 0,
             "num_semantic_quantizers must be below num_quantizers": self.num_semantic_quantizers < self.num_quantizers,
             f"a frame must have at most {MOST_SIZE} samples": self.frame_size <= MOST_SIZE,
