@@ -54,7 +54,7 @@ async def _stream(url: str, number: int, seconds: float, payload: bytes, call: i
     rng = np.random.default_rng(number)
     sent: list[float] = []
     got: list[float] = []
-    async with connect(url, compression=None) as socket:
+    async with connect(url, compression=None, ping_interval=None) as socket:
         await socket.recv()
 
         async def send() -> None:

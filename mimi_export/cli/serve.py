@@ -10,7 +10,7 @@ import typer
 
 from mimi_export.cli.console import note
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import Provider, Threads
+from mimi_export.cli.options import Threads
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,6 @@ def serve(
     drain_seconds: Annotated[int, typer.Option("--drain-seconds", metavar="S", help="For streams after SIGTERM.")] = 10,
     deadline_ms: Annotated[int, typer.Option("--deadline-ms", metavar="MS", help="A call waits for others.")] = 40,
     threads: Threads = 1,
-    provider: Provider = "cpu",
 ) -> None:
     """Serve live streams over WebSockets: sound in and codes out at /encode, the other way round at /decode.
 
@@ -45,6 +44,7 @@ def serve(
       new WebSocket("ws://localhost:8765/encode?rate=48000&format=f32le")      // in a browser
 
     Send mono samples (s16le, f32le) as binary messages, and {"type": "end"}; codes come as 16-bit numbers, K a frame.
+    Each half of the codec has a thread; --threads gives its graph more cores, and so does a server for each pair.
     A token goes into the header `Authorization: Bearer …` or the query. See also /health and /metrics.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("serve", "mimi-export serve"):
@@ -53,7 +53,7 @@ def serve(
     limits = Limits(host, port, token, streams, message_bytes, idle_seconds, drain_seconds, deadline_ms)
 
     async def run() -> None:
-        server = Server(load(directory, threads, (provider,)), limits)
+        server = Server(load(directory, threads), limits)
         await server.run(lambda host, port: note(f"listening on ws://{host}:{port}"))
 
     asyncio.run(run())

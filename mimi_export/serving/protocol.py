@@ -12,6 +12,8 @@ or `{"type": "error", "message": …}` before it closes. Then:
 - `{"type": "end"}` from the client ends its stream: what is left comes, then `{"type": "end", "samples": …,
   "frames": …}`, how many there were of both, and the server closes.
 
+Whoever sends faster than sound plays is held back, and its pings wait behind its data: send none then.
+
 Codes that an encoder gives may be fewer, `codebooks=4`; a decoder here takes all.
 """
 

@@ -31,7 +31,6 @@ from mimi_export.serving.metrics import metrics
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CUT = 3.0  # seconds to answer what has come when streams are cut off
-PING = 10.0  # seconds after which a client that does not answer is gone
 FULL, TOO_LARGE = 1013, 1009  # codes of closing
 
 
@@ -107,7 +106,8 @@ class Server:
         """Serve until SIGTERM or SIGINT; tell `listening` where. `OutputError` where the port is taken."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leaving.set)
+            with contextlib.suppress(NotImplementedError):  # Windows has no such handlers
+                loop.add_signal_handler(number, self._leaving.set)
         try:
             server = await serve(
                 self._client,
@@ -117,8 +117,7 @@ class Server:
                 compression=None,
                 max_size=self.limits.message_bytes,
                 max_queue=4,
-                ping_interval=PING,
-                ping_timeout=PING,
+                ping_interval=None,  # an answer would wait behind what a client that is held back has sent
                 close_timeout=2,
                 server_header=None,
             )
