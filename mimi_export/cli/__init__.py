@@ -48,8 +48,7 @@ COMMANDS = (
     upload,
 )  # in the order of --help
 
-HELP = """Exact streaming ONNX models from Kyutai's Mimi neural audio codec. Results go to stdout (one JSON object with
---json), the rest to stderr.
+HELP = """Exact streaming ONNX models of Kyutai's Mimi codec. Results go to stdout.
 
 \b
   mimi-export export --model kyutai/mimi --num-codebooks 8 --output-dir artifacts/streaming-8cb

@@ -27,7 +27,7 @@ MOST_SHOWN = 5  # errors; all of them are in errors.parquet
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("tokenize", short_help="A corpus to Parquet files of codes, on all cores or a Ray cluster.")(tokenize)
+    app.command("tokenize", short_help="A corpus to Parquet files of codes, on all cores or Ray.")(tokenize)
     app.command("tokenize-export", short_help="A corpus of codes for WebDataset or Lhotse.")(tokenize_export)
 
 
