@@ -9,6 +9,7 @@ one stream, to see drift by the minute; the rest comes in streams of 100 s, whic
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,9 @@ def main(
     artifacts = [load_artifact(path, verify_hashes=True) for path in variants]
     source = artifacts[0].manifest.source
     checkpoint = load_source(source.model, source.revision)
-    clips = [c for name in SOURCES for c in list(streams(name, checkpoint.geometry.sampling_rate))[:streams_each]]
+    rate = checkpoint.geometry.sampling_rate
+    turns = itertools.zip_longest(*(list(streams(name, rate))[:streams_each] for name in SOURCES))
+    clips = [clip for turn in turns for clip in turn if clip]  # of each source first, should the run be interrupted
     recipes, passed = load_variants(find_configs(None)), True
     counts = [artifact.manifest.shape.num_codebooks for artifact in artifacts]
 

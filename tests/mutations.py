@@ -597,3 +597,193 @@ def extra_required_input(model: ir.Model) -> None:
     gain = ir.Value(name="gain", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
     model.graph.inputs.append(gain)
     through(model.graph.outputs[0].name, lambda model, x: insert(model, "Mul", [x, gain], "mutation_gain"))(model)
+
+
+def later_rows(model: ir.Model, x: ir.Value, ndim: int) -> ir.Value:
+    """0 for row 0 of a call, 1 for the others: `[rows, 1, …]` of so many dimensions."""
+    place = len(model.graph)
+    shape = insert(model, "Shape", [x], f"mutation_rows_{place}", start=0, end=1)
+    count = insert(model, "Squeeze", [shape], f"mutation_count_{place}")
+    places = insert(model, "Range", [number(model, 0), count, number(model, 1)], f"mutation_places_{place}")
+    wanted = constant(model, np.array([-1] + [1] * (ndim - 1)), f"mutation_column_{place}")
+    column = insert(model, "Reshape", [chain(model, places, ("Min", 1)), wanted], f"mutation_later_{place}")
+    return floats(model, column)
+
+
+def residual_of_row_0(residual: str, branch: str) -> Mutation:
+    """The sum after a branch takes what went around it from row 0 alone."""
+
+    def mutate(model: ir.Model) -> None:
+        around, through_ = value(model, residual), value(model, branch)
+        node = next(use.node for use in through_.uses() if use.node.op_type == "Add" and around in use.node.inputs)
+        first = chain(model, later_rows(model, around, 3), ("Mul", -1.0), ("Add", 1.0))
+        node.replace_input_with(list(node.inputs).index(around), chain(model, around, ("Mul", first)))
+
+    return mutate
+
+
+def guard_of_some_rows(first: bool) -> Mutation:
+    """NaN is let in by row 0 alone, or by all others alone."""
+
+    def mutate(model: ir.Model) -> None:
+        node = next(node for node in model.graph if node.op_type == "Where" and node.inputs[0].producer().op_type
+                    == "Less" and node.inputs[0].producer().inputs[0].producer().op_type == "Abs")  # fmt: skip
+        later = chain(model, later_rows(model, node.inputs[1], 3), ("Greater", 0.5))
+        open_ = insert(model, "Not", [later], "mutation_first") if first else later
+        node.replace_input_with(0, insert(model, "Or", [node.inputs[0], open_], "mutation_open"))
+
+    return mutate
+
+
+def no_replicate_in_later_rows(model: ir.Model) -> None:
+    """The padding before a stream is zeros in rows after the first."""
+    past = value(model, "past_conv_ds_state")
+    for use in list(past.uses()):
+        if use.node.op_type == "Where":
+            right = use.node.outputs[0]
+            later = chain(model, later_rows(model, past, 3), ("Greater", 0.5))
+            redirect(right, wrong := where(model, later, past, right), wrong.producer())
+
+
+def from_position(limit: int, other: str) -> Build:
+    """A ring's state is another one of its shape from a position on."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        beyond = chain(model, value(model, "past_position"), ("Greater", limit))
+        axes = constant(model, np.array([2, 3]), "mutation_axes")
+        return where(model, insert(model, "Unsqueeze", [beyond, axes], "mutation_beyond"), value(model, other), x)
+
+    return build
+
+
+def slot_off_once_wrapped(model: ir.Model) -> None:
+    """From the second turn of the ring on, tokens are written one slot further."""
+    remainders = [node for node in model.graph if node.op_type == "Mod"]
+    node = next(node for node in remainders if node.inputs[1].const_value.numpy().max() < 2**20)
+    slots, capacity = node.outputs[0], node.inputs[1]
+    turns = chain(model, insert(model, "Div", [node.inputs[0], capacity], "mutation_turns"), ("Min", 1))
+    further = insert(model, "Mod", [chain(model, slots, ("Add", turns)), capacity], "mutation_slots")
+    redirect(slots, further, turns.producer(), next(use.node for use in slots.uses() if use.node.op_type == "Add"
+             and use.node.outputs[0].name.startswith("mutation")))  # fmt: skip
+
+
+def int32(model: ir.Model, x: ir.Value) -> ir.Value:
+    """A counter that wraps as int32 does, by operators that every graph has."""
+    return chain(model, x, ("Add", 2**31), ("Mod", 2**32), ("Sub", 2**31))
+
+
+def bias_again(name: str, when: Callable[[ir.Model], ir.Value]) -> Build:
+    """A convolution adds its bias twice where a number, 0 or 1, says so."""
+
+    def build(model: ir.Model, x: ir.Value) -> ir.Value:
+        bias = model.graph.initializers[f"convs.{name}.bias"].const_value.numpy().reshape(1, -1, 1)
+        more = insert(model, "Mul", [constant(model, bias, "mutation_bias"), when(model)], "mutation_more")
+        return chain(model, x, ("Add", more))
+
+    return build
+
+
+def beyond_position(limit: int) -> Callable[[ir.Model], ir.Value]:
+    """1 for rows of a ring beyond a position, else 0: `[B, 1, 1]`."""
+
+    def build(model: ir.Model) -> ir.Value:
+        axes = constant(model, np.array([2]), "mutation_axes")
+        beyond = floats(model, step_at(model, value(model, "past_position"), limit))
+        return insert(model, "Unsqueeze", [beyond, axes], "mutation_beyond")
+
+    return build
+
+
+def window_beyond(limit: int) -> Callable[[ir.Model], ir.Value]:
+    """1 where a window holds more tokens, else 0."""
+
+    def build(model: ir.Model) -> ir.Value:
+        held = insert(model, "Shape", [value(model, "past_key_0")], "mutation_held", start=2, end=3)
+        return floats(model, step_at(model, held, limit))
+
+    return build
+
+
+def softer_where(when: Callable[[ir.Model], ir.Value], loss: float) -> Build:
+    return lambda model, x: chain(model, x, ("Mul", chain(model, when(model), ("Mul", -loss), ("Add", 1.0))))
+
+
+def other_theta(theta: float) -> Mutation:
+    """Keys and queries turn with another base."""
+
+    def mutate(model: ir.Model) -> None:
+        for initializer in list(model.graph.initializers.values()):
+            array = initializer.const_value.numpy()
+            if array.ndim == 1 and array.size > 3 and array[0] > 0:
+                ratio = array / array[0].astype(np.float64)
+                exponents = np.arange(array.size) / array.size
+                if np.allclose(ratio, 10000.0**-exponents, rtol=1e-3):
+                    changed = np.asarray(array[0] * theta**-exponents, array.dtype)
+                    initializer.const_value = ir.tensor(changed, name=initializer.name)
+                    return
+        raise LookupError("no frequencies")
+
+    return mutate
+
+
+def other_input(op_type: str, index: int, count: int, new: object) -> Mutation:
+    """The node number `count` of an operator reads another constant."""
+
+    def mutate(model: ir.Model) -> None:
+        node = [node for node in model.graph if node.op_type == op_type][count]
+        old = node.inputs[index].const_value.numpy()
+        node.replace_input_with(index, constant(model, np.asarray(new, old.dtype), "mutation_constant"))
+
+    return mutate
+
+
+def one_head(factor: float) -> Mutation:
+    """One head of the first layer attends with other weights."""
+
+    def mutate(model: ir.Model) -> None:
+        node = next(node for node in model.graph if node.op_type == "Softmax")
+        weights = node.outputs[0]
+        heads = value(model, "past_key_0").shape[1]
+        factors = np.ones((heads, 1, 1), np.float32)
+        factors[1] = factor
+        louder = insert(model, "Mul", [weights, constant(model, factors, "mutation_head")], "mutation_heads")
+        redirect(weights, louder, louder.producer())
+
+    return mutate
+
+
+def delayed(model: ir.Model, x: ir.Value) -> ir.Value:
+    """A sample late; the first one twice."""
+    parts = []
+    for name, start, stop in (("first", 0, 1), ("rest", 0, -1)):
+        bounds = [constant(model, np.array([n]), f"mutation_{name}_{i}") for i, n in enumerate((start, stop, 2))]
+        parts.append(insert(model, "Slice", [x, *bounds], f"mutation_{name}"))
+    return insert(model, "Concat", parts, "mutation_late", axis=2)
+
+
+def codes_beyond(limit: int, top: int) -> Build:
+    """Codes above a limit are one too high."""
+    return lambda model, x: chain(model, x, ("Add", step_at(model, x, limit)), ("Min", top))
+
+
+def floor(bound: float) -> Build:
+    """Limited on one side."""
+    return lambda model, x: insert(
+        model, "Clip", [x, constant(model, np.array(bound, np.float32), "mutation_floor")], "mutation_clip"
+    )
+
+
+def row_position(model: ir.Model, x: ir.Value) -> ir.Value:
+    """All rows are as old as row 0."""
+    return chain(model, chain(model, x, ("Mul", 0)), ("Add", first_row(model, x)))
+
+
+def further_output(model: ir.Model) -> None:
+    more = insert(model, "Identity", [model.graph.outputs[0]], "further")
+    more.dtype, more.shape = model.graph.outputs[0].dtype, model.graph.outputs[0].shape
+    model.graph.outputs.append(more)
+
+
+def other_source(model: ir.Model) -> None:
+    """The graph names another model than its manifest."""
+    model.metadata_props["source_model"] = "another/model"

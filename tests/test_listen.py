@@ -13,14 +13,21 @@ from mimi_export.parity.results import Excerpt
 
 @pytest.mark.parametrize(
     ("measures", "words"),
-    [  # of `scripts/judge_demo.py --calibrate`, noise from 50 to 10 dB below, a low-pass, a middle codebook flipped
-        ((1.000, 4.99, 4.72), "nothing"),
-        ((0.999, 4.58, 4.13), "only in direct comparison"),
-        ((0.989, 4.19, 3.26), "understand every word"),
-        ((0.929, 3.43, 2.45), "understand every word"),
-        ((0.740, 2.48, 1.98), "miss words"),
-        ((1.000, 4.30, 2.36), "understand every word"),
-        ((0.972, 4.83, 4.79), "only in direct comparison"),
+    [  # of `scripts/judge_demo.py --calibrate`: noise from 50 to 10 dB below, low-passes, random codebooks 7, 4, 1, 0
+        ((0.998, 4.99, 4.80), "nothing"),
+        ((1.000, 4.96, 4.32), "only in direct comparison"),
+        ((0.949, 4.79, 3.52), "understand every word"),
+        ((0.882, 4.24, 3.10), "understand every word"),
+        ((0.984, 4.45, 2.70), "understand every word"),
+        ((0.745, 3.22, 2.68), "miss words"),
+        ((0.898, 3.58, 2.19), "miss words"),
+        ((0.994, 4.33, 2.43), "understand every word"),
+        ((0.830, 3.23, 2.45), "miss words"),
+        ((0.660, 3.11, 1.83), "miss words"),
+        ((0.999, 4.99, 4.98), "nothing"),
+        ((0.964, 4.81, 4.54), "only in direct comparison"),
+        ((0.252, 2.61, 2.12), "miss words"),
+        ((0.620, 3.16, 2.17), "miss words"),
         ((float("nan"), 5.0, 5.0), "not measured"),
     ],
 )

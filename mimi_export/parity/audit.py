@@ -6,10 +6,10 @@ the checkpoint by name:
 
     float32      bit for bit
     float16      bit for bit with the nearest float16
-    int8, uint8  each within half a step of its scale, but for those clipped at the last code
+    int8         the scale of each output as it is computed from its weights, and the nearest code
 
-A matrix whose integers were chosen by another criterion than the nearest one (its pass records `rounding`) may be
-further off number by number, but each output must keep its scale: the factor that fits best is 1.
+Where a matrix was rounded with error feedback (its conversion records `rounding`), codes are further off: they depend
+on what was heard. Scales do not, even where feedback makes an output of few inputs louder or softer by a hundredth.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from mimi_export.contract.manifest import STATE_SPEC_NAME, metadata_props
 from mimi_export.contract.spec import GraphKind, state_spec_text
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph
-from mimi_export.parity.stored import SCALES, ZERO_POINT, StoredWeight, constants, stored_weights
+from mimi_export.parity.stored import SCALES, StoredWeight, constants, stored_weights
+from mimi_export.passes.rounding import TOP, column_scales
 
-PRECISIONS = {"fp32": ("float32",), "fp16": ("float32", "float16"), "int8": ("float32", "float16", "int8", "uint8")}
+PRECISIONS = {"fp32": ("float32",), "fp16": ("float32", "float16"), "int8": ("float32", "float16", "int8")}
 OLDEST_OPSET = 17  # LayerNormalization
 SMALL = 64  # numbers that a constant without a name of its own may have: positions, frequencies of a head's channels
 HALF_STEP = 0.505  # half a step, and the rounding of the division
-GAIN = 0.005  # by which the factor that fits an output best may differ from 1, beside its standard error
+SCALE = 1e-5  # by which a scale may differ from the one computed anew: the order of a sum
 OUTLIER = 20.0  # times the median distance: errors that are fed back reach 6 in small matrices
 OTHER = 0.25  # of an output's size: further away, its numbers are others
 
@@ -90,7 +91,7 @@ def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, m
             faults.append(f"{name} {fault}")
     if precision != "fp32" and all(weight.dtype == "float32" for weight in weights.values()):
         faults.append(f"no weight is stored as {precision}, which the manifest says")
-    known = {*expected, *(name + end for name in weights for end in (SCALES, ZERO_POINT))}
+    known = {*expected, *(name + SCALES for name in weights)}
     for name, array in arrays.items():
         large = array.dtype.kind != "i" and array.size > SMALL
         if name not in known and large and not any(np.array_equal(array, w) for w in expected.values()):
@@ -104,7 +105,8 @@ def _weight_fault(name: str, got: StoredWeight, wanted: Array, precision: str, n
     if got.values.shape != wanted.shape:
         return f"is {list(got.values.shape)}, expected {list(wanted.shape)}"
     if got.codes is not None and got.steps is not None:
-        return _rounding_fault(got.codes, got.steps, wanted, nearest or ".codebooks." in name)
+        book = ".codebooks." in name
+        return _rounding_fault(got.codes, got.steps, wanted, nearest or book, book)
     if got.dtype == "float16":
         with np.errstate(over="ignore", under="ignore"):
             wanted = wanted.astype(np.float16).astype(np.float32)
@@ -119,28 +121,22 @@ def _weight_fault(name: str, got: StoredWeight, wanted: Array, precision: str, n
     return f"{values} ({wrong.sum()} of {wrong.size} differ)"
 
 
-def _rounding_fault(codes: Array, steps: Array, wanted: Array, nearest: bool) -> str | None:
-    """Whether integers are those of `wanted`: each within half a step, or at least each output at its own scale."""
-    positive = np.isfinite(steps) & (steps > 0)
-    if not positive.all():
-        return f"has no positive scale at {_place(~positive)}"
-    inside = np.abs(codes) < np.abs(codes).max(initial=0)  # not clipped at the last code
-    error = (wanted / steps - codes).astype(np.float64)
+def _rounding_fault(codes: Array, steps: Array, wanted: Array, nearest: bool, book: bool) -> str | None:
+    """Whether integers are the nearest to those of `wanted`, or near; `[in, out]`, of a book `[entries, dim]`."""
+    if book:
+        codes, steps, wanted = codes.T, steps.T, wanted.T
+    factors = steps[0] / column_scales(np.ascontiguousarray(wanted))
+    off = ~(np.abs(factors - 1) <= SCALE)
+    if off.any():
+        index = int(np.argmax(off))
+        return f"has the scale of output {index} wrong by a factor of {factors[index]:.3f} ({off.sum()} of {off.size})"
+    error = np.clip(wanted / steps, -TOP, TOP).astype(np.float64) - codes
     distance = np.abs(error)
-    axis = 0 if np.ptp(steps, axis=0).max(initial=0) == 0 else 1  # along which one scale holds
-    kept, missed = np.where(inside, codes, 0), np.where(inside, error, 0)
-    power = np.maximum(np.square(kept, dtype=np.float64).sum(axis=axis), 1)
-    if not nearest:
-        gain = 1 + (kept * missed).sum(axis=axis) / power
-        left = missed - kept * np.expand_dims(gain - 1, axis)
-        off = np.abs(gain - 1) - 4 * np.sqrt(np.square(left).sum(axis=axis) / power / codes.shape[axis])
-        if (off > GAIN).any():
-            index = int(np.argmax(off))
-            return f"has the scale of output {index} wrong by a factor of {gain[index]:.3f}"
-    wrong = inside & (distance > (HALF_STEP if nearest else OUTLIER * np.median(distance)))
+    wrong = distance > (HALF_STEP if nearest else OUTLIER * np.median(distance))
     if wrong.any():
-        return f"is {distance[wrong].max():.2f} steps off at {_place(wrong)}"
-    spread = np.sqrt(np.square(missed).sum(axis=axis) / power)
+        return f"is {distance[wrong].max():.2f} steps off at {_place(wrong.T if book else wrong)}"
+    power = np.maximum(np.square(codes, dtype=np.float64).sum(axis=0), 1)
+    spread = np.sqrt(np.square(error).sum(axis=0) / power)
     if not nearest and (spread > OTHER).any():
         return f"has other numbers in output {int(np.argmax(spread))}: {100 * spread.max():.0f} % of its size away"
     return None

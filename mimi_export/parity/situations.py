@@ -163,6 +163,7 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
         mixed = [
             Row("row 0, new", few, fresh),
             *(dataclasses.replace(row, name=f"row of {row.name}") for row in old[:4]),
+            Row("row 5, new", later, fresh),
         ]
         yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
@@ -173,6 +174,7 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     other = {name: _varied(name, array) for name, array in full.items()}
     rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
     yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
+    yield Situation("rows_db", "new streams", [Row("row 0", few, fresh), Row("row 1", later, fresh)])
     if graph.kind == "decoder":
         for count in range(1, (graph.shape.decoded_codebooks or 0) + 1):
             yield Situation("codebooks_db", f"{count} codebook(s)", [Row("row 0", few[:, :count], full)])
@@ -185,7 +187,8 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
             yield Situation("level_db", name, [Row("row 0", samples.astype(np.float32), full)])
         broken = few.copy()
         broken[..., 5] = np.nan
-        yield Situation("rows_db", "a row beside one with NaN", [Row("row 0, NaN", broken, full), rows[1]])
+        beside = [Row("row 0, NaN", broken, full), rows[1], Row("row 2, NaN", broken, other)]
+        yield Situation("rows_db", "a row beside ones with NaN", beside)
 
 
 def _first(data: Array, count: int, axis: int) -> Array:

@@ -1,7 +1,7 @@
 """The weights that a graph file stores, as the numbers they stand for, whatever form they are stored in.
 
     float32, float16     themselves
-    int8, uint8          (code - zero point) · scale, with a scale for each output: `NAME.scales`, `NAME.zero_point`
+    int8                 code · scale, with a scale for each output: `NAME.scales`
 
 Names are those of the step functions' weights (`streaming_graph(…).state_dict()`); passes keep them.
 """
@@ -22,15 +22,14 @@ from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.ties import ResidualQuantizer
 
-SCALES, ZERO_POINT = ".scales", ".zero_point"
-MIDDLE = 128  # of uint8 codes that come without a zero point
+SCALES = ".scales"
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One weight: `values` float32, and for integers the `codes` around 0 and the `steps` between two of them."""
+    """One weight: `values` float32, and for integers the `codes` and the `steps` between two of them."""
 
     dtype: str
     values: Array
@@ -81,10 +80,8 @@ def stored_quantizers(weights: Mapping[str, StoredWeight]) -> list[ResidualQuant
 def _weight(name: str, arrays: Mapping[str, Array]) -> StoredWeight:
     array, scales = arrays[name], arrays.get(name + SCALES)
     dtype = str(array.dtype)
-    if dtype not in ("int8", "uint8") or scales is None:
+    book = ".codebooks." in name
+    if dtype != "int8" or scales is None or scales.shape != (array.shape[:1] if book else array.shape[1:]):
         return StoredWeight(dtype, array if array.dtype == np.int64 else array.astype(np.float32))
-    zero = arrays.get(name + ZERO_POINT, np.array(MIDDLE if dtype == "uint8" else 0))
-    codes = array.astype(np.int16) - zero.astype(np.int16)
-    rows = len(array) == scales.size and (".codebooks." in name or scales.size != array.shape[-1])
-    steps = scales.reshape(-1, 1) if rows else scales.reshape(1, -1)
-    return StoredWeight(dtype, codes.astype(np.float32) * steps, codes, np.broadcast_to(steps, array.shape))
+    steps = np.broadcast_to(scales[:, None] if book else scales, array.shape)
+    return StoredWeight(dtype, array * steps, array, steps)

@@ -33,7 +33,7 @@ from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.audit import load_model
 from mimi_export.parity.results import VariantReport
-from mimi_export.parity.stored import SCALES, ZERO_POINT, constants
+from mimi_export.parity.stored import SCALES, constants
 from mimi_export.passes.rounding import Rounded
 from mimi_export.passes.taps import TAP_PREFIX
 
@@ -129,7 +129,7 @@ def _keys(model: onnx.ModelProto, weights: Collection[str], known: Mapping[str, 
     """What each value of a graph is, as a hash; a constant near to one of `known` counts as that."""
     keys: dict[str, int] = {"": 0}
     for name, array in constants(model).items():
-        stem = name.removesuffix(SCALES).removesuffix(ZERO_POINT)
+        stem = name.removesuffix(SCALES)
         keys[name] = hash(name) if stem in weights else _number_key(array, known)
     keys |= {value.name: hash(("input", value.name)) for value in model.graph.input}
     for node in model.graph.node:
