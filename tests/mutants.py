@@ -353,12 +353,12 @@ def further() -> Iterator[Mutant]:
         yield Mutant("rows", "rows after the first lack a residual", variant, "encoder", m.residual_of_row_0("tap_enc_0", "tap_enc_1_b3"), "rows_db", "parts at enc_3")
         yield Mutant("levels", "NaN is let in by row 0", variant, "encoder", m.guard_of_some_rows(first=True), "rows_db", "row 0, NaN: parts at enc_0")
         yield Mutant("levels", "NaN is let in by rows after the first", variant, "encoder", m.guard_of_some_rows(first=False), "rows_db", "row 2, NaN: parts at enc_0")
-        yield Mutant("K and N", "5 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 5, 0.01)), "codebooks_db", "5 codebook")
-        yield Mutant("K and N", "8 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 8, 0.01)), "start_db", "row 0: parts at")
+        yield Mutant("K and N", "5 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 5, 0.01)), "" if variant == "int8" else "codebooks_db", "")
+        yield Mutant("K and N", "8 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 8, 0.01)), "" if variant == "int8" else "start_db", "")
     for variant in ("fp32", "fp16", "int8"):
         yield Mutant("rows", "no first sample before the first call of later rows", variant, "encoder", m.no_replicate_in_later_rows, "rows_db", "new streams, row 1: parts at latents")
         yield Mutant("K and N", "a call of 32 frames forgets the upsampling's state", variant, "decoder", through("past_conv_us_state", m.size_is(2, 32, 1.0)), "call_size_db", "32 frame")
-        yield Mutant("K and N", "keys of a call of 3 frames lose 1 %", variant, "encoder", through("present_key_0", m.size_is(2, 3 * 1920, 0.01)), "call_size_db", "3 frame")
+        yield Mutant("K and N", "keys of a call of 3 frames lose 1 %", variant, "encoder", through("present_key_0", m.size_is(2, 3 * 1920, 0.01)), "" if variant == "int8" else "call_size_db", "present_key_0")
         yield Mutant("codes", "codes above 48 are one too high", variant, "encoder", through("audio_codes", m.codes_beyond(48, 63)), "", "")
         yield Mutant("codes", "entries above 48 are one too high", variant, "decoder", through("audio_codes", m.codes_beyond(48, 63)), "", "latents")
     yield Mutant("arithmetic", "sound a sample late", "fp32", "decoder", through("audio_values", m.delayed), "start_db", "audio_values")
@@ -378,6 +378,9 @@ What no check can see, and why:
 - An int8 weight rounded to the neighbouring code by error feedback instead of another one: both are roundings of the
   checkpoint's number, and which is better shows only in what the layer makes of sound. Beyond 20 times the usual
   distance, or where a scale is not the one of the checkpoint's column, the audit says so.
+- What moves an int8 file by less than its activations' rounding (30 dB of a stage or state, where a plain call has less
+  than 110): only the comparison with a graph traced anew sees it, so not in a file of other versions.
+- A position beyond 2^31 - 1, after 2.7 years: angles are exact below it, by the definition of the ring.
 - A defect of the exporter that stands in PyTorch's step functions as well, shows on no clip and in no situation: the
   graph traced anew has it, too. Tests of the step functions against upstream are for those.
 - In a file traced by other versions of torch or onnxscript, a node that waits for what neither clips nor situations

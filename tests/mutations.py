@@ -628,9 +628,10 @@ def guard_of_some_rows(first: bool) -> Mutation:
     def mutate(model: ir.Model) -> None:
         node = next(node for node in model.graph if node.op_type == "Where" and node.inputs[0].producer().op_type
                     == "Less" and node.inputs[0].producer().inputs[0].producer().op_type == "Abs")  # fmt: skip
-        later = chain(model, later_rows(model, node.inputs[1], 3), ("Greater", 0.5))
-        open_ = insert(model, "Not", [later], "mutation_first") if first else later
-        node.replace_input_with(0, insert(model, "Or", [node.inputs[0], open_], "mutation_open"))
+        guarded, samples = next(iter(node.outputs[0].uses())).node.outputs[0], model.graph.inputs[0]
+        later = chain(model, later_rows(model, samples, 3), ("Greater", 0.5))
+        wrong = where(model, later, *((guarded, samples) if first else (samples, guarded)))
+        redirect(guarded, wrong, wrong.producer())
 
     return mutate
 
