@@ -69,8 +69,12 @@ def load(
     return load_codec(directory, threads, (provider,), verify_hashes, huge_pages, variant=variant, revision=revision)
 
 
-def verify(directory: str | PathLike[str]) -> GoldenResult:
+def verify(directory: str | PathLike[str], *, provider: str = "cpu") -> GoldenResult:
     """Check a variant on this machine: hashes, inputs and outputs, state shapes, and its golden clip.
+
+    Args:
+        directory: the variant.
+        provider: what computes, as for `load`.
 
     Returns:
         How the replay compares; `passed` says whether both codes and audio are good enough.
@@ -78,11 +82,12 @@ def verify(directory: str | PathLike[str]) -> GoldenResult:
     Raises:
         ArtifactError: the directory is no variant, is incomplete or was changed, or has no golden clip.
         GraphError: a graph does not load, or hands on a state of another shape than it should.
+        ConfigError: there is no such provider.
     """
     from mimi_export.contract.directory import load_artifact
     from mimi_export.runtime.golden import replay_golden
 
-    return replay_golden(load_artifact(directory, verify_hashes=True))
+    return replay_golden(load_artifact(directory, verify_hashes=True), provider)
 
 
 def export_variant(

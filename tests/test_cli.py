@@ -340,6 +340,8 @@ def test_provider(fails, cli, tmp_path, tiny_variant):
     arguments = ("encode", speech(tmp_path), tmp_path / "c.npz", "--variant", tiny_variant(), "--provider")
     fails(3, ["onnxruntime has no abacus here; it offers ", "CPUExecutionProvider"], *arguments, "abacus")
     assert cli(*arguments, "CPU")[0] == 0
+    fails(3, ["onnxruntime has no abacus here"], "verify", tiny_variant(), "--provider", "abacus")
+    assert cli("verify", tiny_variant(), "--provider", "CPU")[0] == 0
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])

@@ -10,7 +10,7 @@ import typer
 
 from mimi_export.cli.console import note
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import Threads
+from mimi_export.cli.options import Provider, Threads
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +36,7 @@ def serve(
     drain_seconds: Annotated[int, typer.Option("--drain-seconds", metavar="S", help="For streams after SIGTERM.")] = 10,
     deadline_ms: Annotated[int, typer.Option("--deadline-ms", metavar="MS", help="A call waits for others.")] = 40,
     threads: Threads = 1,
+    provider: Provider = "cpu",
 ) -> None:
     """Serve live streams over WebSockets: sound in and codes out at /encode, the other way round at /decode.
 
@@ -53,7 +54,7 @@ def serve(
     limits = Limits(host, port, token, streams, message_bytes, idle_seconds, drain_seconds, deadline_ms)
 
     async def run() -> None:
-        server = Server(load(directory, threads), limits)
+        server = Server(load(directory, threads, (provider,)), limits)
         await server.run(lambda host, port: note(f"listening on ws://{host}:{port}"))
 
     asyncio.run(run())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
-from mimi_export.cli.options import Json
+from mimi_export.cli.options import Json, Provider
 from mimi_export.errors import ParityError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")], json: Json = False
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")],
+    provider: Provider = "cpu",
+    json: Json = False,
 ) -> None:
     """Check a variant on this machine: hashes, inputs and outputs, state shapes, and a golden clip.
 
@@ -48,7 +50,7 @@ def verify(
         steps.step("hashing the files")
         artifact = load_artifact(directory, verify_hashes=True)
         steps.step("replaying the golden clip")
-        result = replay_golden(artifact)
+        result = replay_golden(artifact, provider)
     if json:
         show_json({
             "command": "verify",

@@ -132,7 +132,7 @@ def copy_golden(parent: Artifact, directory: Path) -> None:
     (directory / GOLDEN_NAME).write_bytes(save(tensors, {RECORDED_FROM: parent.manifest.name}))
 
 
-def replay_golden(artifact: Artifact) -> GoldenResult:
+def replay_golden(artifact: Artifact, provider: str = "cpu") -> GoldenResult:
     """Run a variant over its golden clip, after a proof that its integer products are the same on every processor.
 
     The shape of every state is compared with the contract after every call.
@@ -148,7 +148,7 @@ def replay_golden(artifact: Artifact) -> GoldenResult:
         check_artifact(artifact)
     found: dict[str, Array] = {}
     for kind in manifest.shape.kinds:
-        found |= run_clip(_session(artifact, kind), golden)
+        found |= run_clip(_session(artifact, kind, provider), golden)
     levels = {name: snr_db(golden[name], found[name]) for name in ("latents", "decoded") if name in found}
     equal = float((found["codes"] == golden["codes"]).mean()) if "codes" in found else None
     frames = len(golden["audio"]) // artifact.geometry.frame_size
@@ -213,9 +213,9 @@ def verify_batch(directory: Path) -> None:
             raise ArtifactError(f"{manifest.name} {dtype} gives audio of shape {list(data.shape)}")
 
 
-def _session(artifact: Artifact, kind: GraphKind) -> GraphSession:
+def _session(artifact: Artifact, kind: GraphKind, provider: str = "cpu") -> GraphSession:
     check_graph_file(artifact.graph_path(kind))
-    graph = GraphSession(artifact.graph_path(kind), artifact.spec(kind))
+    graph = GraphSession(artifact.graph_path(kind), artifact.spec(kind), providers=(provider,))
     check_rate(artifact, graph)
     return graph
 
