@@ -48,8 +48,8 @@ DEFAULT_BUDGETS: dict[str, tuple[Budget, ...]] = {
     "int8": (
         _SEARCH,
         Budget("codebook_agreement_percent", 10.0, None, "the finest trained level keeps 18 %, a constant code 5 %"),
-        Budget("latent_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
-        Budget("decoder_snr_db", 33.0, None, "8-bit weights in blocks leave 33 to 35 dB"),
+        Budget("latent_snr_db", 33.0, None, "8-bit weights, rounded with error feedback, leave 36 dB and more"),
+        Budget("decoder_snr_db", 33.0, None, "8-bit weights, rounded with error feedback, leave 36 dB and more"),
     ),
 }
 
