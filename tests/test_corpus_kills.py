@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from conftest import REPOSITORY
@@ -44,54 +46,87 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def workers_of(process) -> list[int]:
-    import psutil
-
-    try:
-        return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("engine", "kills"), [("local", 24), ("ray", 5)])
-def test_killed_and_resumed_equals_peace(engine, kills, tiny_variant, recordings, tmp_path, capsys):
-    if engine == "ray":
-        pytest.importorskip("ray")
-    variant, more = tiny_variant(8, "ring", 1), ("--engine", engine, "--workers", "2")
+def workers_of(root: int) -> list[int]:
+    """The processes that encode."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(child.cmdline())
+                if "spawn_main" in command or "MapWorker" in command:
+                    found.append(child.pid)
+    return found
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A cluster of one node with three logical cores; its address and process."""
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    program += ["--port", str(port), "--num-cpus", "3", "--include-dashboard", "false"]
+    program += ["--object-store-memory", str(100 << 20)]
+    process = subprocess.Popen(
+        program, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(1)
+        time.sleep(10)
+        yield f"127.0.0.1:{port}", process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_killed_and_resumed_equals_peace(tiny_variant, recordings, tmp_path, capsys):
+    killed(24, ("--workers", "2"), None, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
+
+
+def test_ray_killed_and_resumed_equals_peace(head, tiny_variant, recordings, tmp_path, capsys):
+    address, root = head
+    more = ("--engine", "ray", "--workers", "2", "--address", address)
+    killed(6, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
+
+
+def killed(kills, more, root, variant, recordings, tmp_path, capsys):
+    """Measure a whole run, kill others at random moments of it, most of them by a worker, too; let the last one end."""
     begin = time.monotonic()
-    peace = start(variant, recordings, tmp_path / "peace", "--workers", "2")
+    peace = start(variant, recordings, tmp_path / "peace", *more)
     output, _ = peace.communicate()
     assert peace.returncode == 6, output
     seconds = time.monotonic() - begin
-    rng, done, counts = np.random.default_rng(1), 0, {"driver": 0, "worker": 0}
+    rng, counts, rows = np.random.default_rng(1), {"driver": 0, "worker": 0, "both": 0}, []
     target = tmp_path / "killed"
-    while done < kills:
+    while sum(counts.values()) < kills:
         process = start(variant, recordings, target, *more)
         try:
-            process.wait(rng.uniform(0.2, 1.0) * seconds)
-            for path in target.glob("codes-*"):  # it has ended before it could be killed: begin a last part anew
-                path.unlink()
-            (target / "errors.parquet").unlink(missing_ok=True)
-            continue
+            process.wait(rng.uniform(0.3, 1.0) * seconds)
         except subprocess.TimeoutExpired:
             pass
-        children = workers_of(process)
-        if engine == "local" and children and rng.random() < 0.5:
-            kill(children[-1])
-            counts["worker"] += 1
-            time.sleep(rng.uniform(0, 1))
-        else:
-            counts["driver"] += 1
+        else:  # it has ended before it could be killed: begin anew
+            rows.append("whole")
+            for path in target.glob("[!_]*"):
+                path.unlink()
+            continue
+        kind = rng.choice(list(counts))
+        counts[str(kind)] += 1
+        workers = workers_of(root or process.pid)
+        if kind != "driver" and workers:
+            kill(workers[-1])
+            time.sleep(rng.uniform(0, 2))
         kill(process.pid)
-        process.wait()
-        for child in children if engine == "ray" else ():
-            kill(child)
-        done += 1
+        process.communicate()
+        rows.append(sum(path.stat().st_size for path in target.glob(".rows-*")))
     last = start(variant, recordings, target, *more)
     output, _ = last.communicate()
     assert last.returncode == 6, output
@@ -99,7 +134,5 @@ def test_killed_and_resumed_equals_peace(engine, kills, tiny_variant, recordings
     again = start(variant, recordings, target, *more)
     output, _ = again.communicate()
     assert "0 done, 121 before, 1 failed, of 121" in output
-    show(
-        f"{engine}: {done} kills, {counts}; last run: {[line for line in output.splitlines() if 'before' in line]}",
-        capsys,
-    )
+    assert not list(target.glob(".rows-*"))
+    show(f"kills: {counts}; bytes in the journal after each: {rows}", capsys)

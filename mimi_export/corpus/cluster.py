@@ -8,7 +8,6 @@ killed are taken first: what they hold is not done again, and what a task left h
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,23 +26,20 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def cluster(address: str | None, workers: int | None) -> Iterator[int]:
-    """Connect to a cluster, or start one on this machine; how many actors it should have.
-
-    One core is left for what writes.
+def cluster(address: str | None, workers: int) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine, with a core more for what writes.
 
     Raises:
         StreamError: it cannot be reached or started.
     """
-    count = workers or len(os.sched_getaffinity(0))
-    own: dict[str, Any] = {"address": address} if address else {"num_cpus": count + 1, "include_dashboard": False}
+    own: dict[str, Any] = {"address": address} if address else {"num_cpus": workers + 1, "include_dashboard": False}
     try:
         ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones, too
         where = address or "this machine"
         raise StreamError(f"Ray on {where} cannot be reached or started: {str(error).splitlines()[0]}") from error
     try:
-        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+        yield
     finally:
         ray.shutdown()
 

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mimi_export.contract.files import atomic_file
-from mimi_export.corpus.rows import CorpusInfo
+from mimi_export.corpus.rows import CorpusInfo, save_table
 from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import ConfigError, OutputError, some
 
@@ -120,8 +119,7 @@ def make_plan(directory: Path, info: CorpusInfo, found: Iterator[Utterance]) -> 
     indices = pa.array(np.arange(new.num_rows) + old.num_rows, pa.int64())
     added = new.append_column("index", indices).append_column("shard", shards)
     table = pa.concat_tables([old.replace_schema_metadata(None), added.cast(SCHEMA)])
-    with atomic_file(directory / PLAN, force=True) as temporary:
-        pq.write_table(table.replace_schema_metadata(info.metadata()), temporary, compression="zstd")
+    save_table(table.replace_schema_metadata(info.metadata()), directory / PLAN)
     return Plan(table)
 
 

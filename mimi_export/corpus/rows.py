@@ -14,6 +14,7 @@ worker and the driver a row has a few columns more, and `error` in place of code
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet as pq
 
 from mimi_export.contract.directory import Artifact
+from mimi_export.contract.files import atomic_file
 from mimi_export.contract.records import OPTIONAL, Reader, check_range, plain
 from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import CodesError, ConfigError
@@ -150,6 +153,14 @@ def matrix(cell: Any) -> npt.NDArray[Any]:
     rows = cell.values
     array: npt.NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=True).reshape(len(rows), -1)
     return array
+
+
+def save_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file whole or not at all, also where the machine stops; `OutputError` where it cannot be."""
+    with atomic_file(path, force=True) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def to_bytes(row: pa.RecordBatch) -> bytes:

@@ -61,6 +61,11 @@ class Summary:
         return {**asdict(self), "speed_per_core": self.speed_per_core}
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Left:
     """How much sound is left: durations that are known, and for the rest bytes at the rate of those that are done."""
 
@@ -131,7 +136,7 @@ def tokenize(
         for data in landing.new():
             store.add(data)
         missing, total = store.missing(), plan.table.num_rows
-        state = Summary(workers or len(os.sched_getaffinity(0)), total, total - len(missing), failed=len(store.errors))
+        state = Summary(workers or cores(), total, total - len(missing), failed=len(store.errors))
         if not len(missing):
             store.close()
             landing.clear()
@@ -144,7 +149,7 @@ def tokenize(
             else:
                 from mimi_export.corpus.cluster import cluster, run_ray
 
-                state.workers = stack.enter_context(cluster(address, workers))
+                stack.enter_context(cluster(address, state.workers))
                 rows = run_ray(settings, plan.table.take(missing), landing, state.workers)
             for data in rows:
                 row = store.add(data)
@@ -157,6 +162,7 @@ def tokenize(
                     report(state)
         store.close()
         landing.clear()
+        state.failed = len(store.errors)
         state.seconds, state.left_seconds, state.where["write"] = time.monotonic() - began, left.seconds, store.seconds
         return state, store.errors
 

@@ -11,6 +11,8 @@ which its checksum tells. The same rows give the same bytes of a shard, whatever
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import time
 import zlib
@@ -25,9 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mimi_export.contract.files import atomic_file
 from mimi_export.corpus.plan import Plan
-from mimi_export.corpus.rows import CorpusInfo, from_bytes
+from mimi_export.corpus.rows import CorpusInfo, from_bytes, save_table
 from mimi_export.errors import OutputError
 
 ERRORS, LOCK = "errors.parquet", ".lock"
@@ -81,6 +82,8 @@ class Store:
         self._unsaved: list[tuple[int, bytes]] = []  # that the journal lacks
         self._late: set[int] = set()  # shards that are complete and could not be written
         open_shards = [shard for shard in range(len(plan.first) - 1) if not shard_path(directory, shard).exists()]
+        for path in directory.glob(".*.parquet"):  # what a run left that was killed while it wrote a table
+            path.unlink()
         for path in directory.glob(".rows-*"):
             if int(path.name.rpartition("-")[2]) not in open_shards:
                 path.unlink()
@@ -140,11 +143,11 @@ class Store:
             shard, data = self._unsaved[0]
             path = self._journal(shard)
             try:
-                with path.open("ab") as file:
-                    place = file.tell()
+                with path.open("ab", buffering=0) as file:
+                    place, record = file.tell(), _HEAD.pack(len(data), zlib.crc32(data)) + data
                     try:
-                        file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
-                        file.flush()
+                        if file.write(record) < len(record):  # what a full disk does before it says so
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     except OSError:
                         file.truncate(place)
                         raise
@@ -180,8 +183,7 @@ class Store:
         try:
             self._write_errors(table.filter(pc.is_valid(table["error"])).select(_ERROR_COLUMNS))
             good = table.filter(pc.is_null(table["error"])).select(self.info.schema.names)
-            with atomic_file(shard_path(self.directory, shard), force=True) as temporary:
-                pq.write_table(good.cast(self.info.schema), temporary, compression="zstd")
+            save_table(good.cast(self.info.schema), shard_path(self.directory, shard))
         except OutputError as error:
             self.full = error
             self._late.add(shard)
@@ -204,9 +206,7 @@ class Store:
             added = pa.concat_tables(
                 [old.replace_schema_metadata(None), added.replace_schema_metadata(None).filter(new)]
             )
-        with atomic_file(path, force=True) as temporary:
-            table = added.sort_by("index").replace_schema_metadata(self.info.metadata())
-            pq.write_table(table, temporary, compression="zstd")
+        save_table(added.sort_by("index").replace_schema_metadata(self.info.metadata()), path)
 
     def _journal(self, shard: int) -> Path:
         return self.directory / f".rows-{shard:05d}"
