@@ -5,10 +5,10 @@
     group 0   a c d   step ^                                   the last one of the group starts it
     group 1                          b e  step ^
 
-Every stream has its place in the time of a call. Those whose data come within one deadline form a group, a `StreamPool`
-of its own: all of them are ready when the last is, none waits longer than the deadline, and a call computes no row in
-vain. A stream that sends nothing is parked, in a pool that never steps; when it has data again, or when its time has
-drifted away from its group's, its states move to where it belongs now.
+Every stream has its place in the time of a call. Streams in the order of their times form groups of one size, each a
+`StreamPool` of its own: all of a group are ready when its last is, none waits longer than the deadline, and a call
+computes no row in vain. A stream that sends nothing is parked, in a pool that never steps; when it has data again, when
+others come and go, or when clocks drift, groups are made anew and states move along.
 
 What comes faster than live is taken along whenever its group steps, but only starts a step itself at a pace a little
 above live, so a flood costs the others no more than a stream does.
@@ -32,7 +32,8 @@ from mimi_export.runtime.state import Array
 Deliver = Callable[["Array | MimiExportError"], None]
 PACE = 0.75  # of a call's own time between two calls that a stream may ask for
 SILENT = 1.0  # seconds without data after which nobody waits for a stream
-MISSES = 5  # steps in a row that a stream was late for before it moves to another group
+MOVE = 0.002  # seconds that the states of a stream take to another group, and more
+ARRANGE = 2.0  # seconds between two looks at who steps with whom, where nobody comes or goes
 RECENT = 4096  # calls that quantiles are of
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class LiveStream:
         self.group: Group | None = None
         self.seen = 0.0
         self.pace = 0.0  # when the next call may be asked for, one call early
-        self.misses = 0
+        self.phase = 0.0  # when its calls are complete, in the time of a call
         self._batcher = batcher
 
     @property
@@ -126,6 +127,7 @@ class Batcher:
         self.changed = threading.Condition()
         self._streams: list[LiveStream] = []
         self._stopping = self.failed = False
+        self._arranged = 0.0
         self.calls = self.outputs = self.rows = 0
         self.busy_seconds = self.latency_sum = 0.0
         self.latency_count = 0
@@ -169,13 +171,17 @@ class Batcher:
                 if self._stopping:
                     return
                 now = time.monotonic()
-                for stream in list(self._streams):
-                    self._take_in(stream, now)
-                group, due = min(((group, self._due(group, now)) for group in self._groups), key=lambda pair: pair[1])
+                group, due = self._next(now)
                 if due > now:
                     self.changed.wait(None if due == float("inf") else due - now)
                     continue
             self._step(group, now)
+
+    def _next(self, now: float) -> tuple[Group, float]:
+        """The group that has to step next, and when; infinity where none has anything."""
+        for stream in list(self._streams):
+            self._take_in(stream, now)
+        return min(((group, self._due(group, now)) for group in self._groups), key=lambda pair: pair[1])
 
     def _take_in(self, stream: LiveStream, now: float) -> None:
         """Do what others asked for since the last step: leave, add data, end; then put the stream where it belongs."""
@@ -193,19 +199,40 @@ class Batcher:
         if stream.ended and not stream.flushed:
             stream.row.flush()
             stream.flushed = True
-        if stream.row.ready and (stream.group is None or stream.misses >= MISSES):
-            self._move(stream, min(self._groups, key=lambda group: self._wait(group, stream, now)))
+        if stream.row.ready and stream.group is None:
+            stream.phase = self._arrival(stream)
+            self._move(stream, min(self._groups, key=lambda group: len(group.streams)))
+            self._arrange()
         elif stream.group is not None and not stream.row.ready and now - stream.seen > SILENT:
             self._move(stream, None)
+            self._arrange()
 
-    def _wait(self, group: Group, stream: LiveStream, now: float) -> float:
-        """Seconds until the group steps next; one without others does when the stream likes, but is one call more."""
-        others = any(one is not stream for one in group.streams)
-        return (group.stepped - now) % self.call_seconds if others else self.deadline / 2
+    def _arrange(self) -> None:
+        """Streams in the order of their times, in groups of one size that are as short as can be."""
+        period, count = self.call_seconds, len(self._groups)
+        active = [stream for group in self._groups for stream in group.streams]
+        active.sort(key=lambda stream: stream.phase % period)
+        sizes = [len(active) // count + (number < len(active) % count) for number in range(count)]
+        plans = []
+        for first in range(len(active)):
+            turned, plan = active[first:] + active[:first], []
+            for size in sizes:
+                plan.append(turned[:size])
+                turned = turned[size:]
+            longest = max(((arc[-1].phase - arc[0].phase) % period for arc in plan if arc), default=0.0)
+            moves = sum(
+                stream.group is not group for group, arc in zip(self._groups, plan, strict=True) for stream in arc
+            )
+            plans.append((longest + MOVE * moves, plan))
+        if plans:
+            for group, arc in zip(self._groups, min(plans, key=lambda found: found[0])[1], strict=True):
+                for stream in arc:
+                    self._move(stream, group)
+        for group in self._groups:
+            self._close_gaps(group)
 
     def _move(self, stream: LiveStream, group: Group | None) -> None:
         """Let a stream go on in another group, or parked."""
-        stream.misses = 0
         if stream.group is group:
             return
         stream.row.move(self._parking if group is None else group.pool)
@@ -216,13 +243,14 @@ class Batcher:
         stream.group = group
 
     def _due(self, group: Group, now: float) -> float:
-        """When the group has to step: now if nobody is missing, else when its first has waited for the deadline."""
+        """When the group has to step: at once if nobody is missing, else when its first has waited for the deadline."""
         ready = [stream for stream in group.streams if stream.row.ready]
         if not ready:
             return float("inf")
-        if all(stream in ready or now - stream.seen > SILENT for stream in group.streams):
-            return now
-        return min(max(self._arrival(stream), stream.pace - self.call_seconds) for stream in ready) + self.deadline
+        alone = len(self._streams) == 1  # then there is nobody to be paced for
+        first = min(max(self._arrival(stream), 0.0 if alone else stream.pace - self.call_seconds) for stream in ready)
+        missing = any(stream not in ready and now - stream.seen <= SILENT for stream in group.streams)
+        return first + self.deadline if missing else first
 
     def _arrival(self, stream: LiveStream) -> float:
         """When the data of the stream's next call were complete."""
@@ -235,13 +263,7 @@ class Batcher:
         """One call, without the lock: only this thread touches pools."""
         with self.changed:
             by_row = {stream.row: stream for stream in group.streams}
-            came = {}
-            for stream in group.streams:
-                if stream.row.ready:
-                    came[stream] = self._arrival(stream)
-                    stream.misses = 0
-                elif now - stream.seen <= SILENT:
-                    stream.misses += 1
+            came = {stream: self._arrival(stream) for stream in group.streams if stream.row.ready}
         group.stepped = now
         try:
             outputs = group.pool.step()
@@ -264,6 +286,8 @@ class Batcher:
                 stream.done += 1
                 live = came[stream] >= stream.pace - self.call_seconds
                 stream.pace = max(stream.pace, came[stream]) + PACE * self.call_seconds
+                off = (came[stream] - stream.phase + self.call_seconds / 2) % self.call_seconds - self.call_seconds / 2
+                stream.phase += off / 8
                 if live:
                     self.latency_count += 1
                     self.latency_sum += after - came[stream]
@@ -272,13 +296,16 @@ class Batcher:
             by_row[output.stream].deliver(output.output)
         with self.changed:
             self._close_gaps(group)
+            if after - self._arranged > ARRANGE:
+                self._arranged = after
+                self._arrange()
 
     def _close_gaps(self, group: Group) -> None:
         """The last row goes where one before it is free, so that no call computes a free one."""
-        rows = [stream.row for stream in group.streams]
-        last = max(rows, key=lambda row: row.row, default=None)
-        if last is not None and last.row >= len(rows) and len(rows) < group.pool.rows:
-            last.move(group.pool)
+        rows = sorted((stream.row for stream in group.streams), key=lambda row: row.row)
+        while rows and rows[-1].row >= len(rows) < group.pool.rows:
+            rows[-1].move(group.pool)
+            rows.sort(key=lambda row: row.row)
 
 
 def quantiles(latencies: deque[float], of: tuple[float, ...]) -> list[float]:
