@@ -144,8 +144,11 @@ def read_checkpoint(path: Path, source: str, revision: str | None) -> Checkpoint
     sizes = {name: torch.empty(shape, device="meta") for name, shape in _stored_shapes(files, source).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in _named(sizes, geometry, source).items()}
     alone = not any(name.startswith(upstream.DECODER_PREFIXES) for name in shapes)
-    with upstream.quiet_transformers(), torch.device("meta"):  # sizes alone: nothing is allocated for a stranger's file
-        empty = MimiModel(config)
+    try:
+        with upstream.quiet_transformers(), torch.device("meta"):  # nothing is allocated for a stranger's file
+            empty = MimiModel(config)
+    except ValueError as error:  # older versions refuse here what newer ones refuse in the configuration
+        raise _refused(source, error) from error
     if alone:
         upstream.remove_decoder(empty)
     _check_tensors(empty, shapes, source)
@@ -217,7 +220,7 @@ def _read_config(path: Path, source: str) -> MimiConfig:
         with upstream.quiet_transformers():
             config = MimiConfig.from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{CONFIG} of {source} is refused by transformers: {_one_line(error)}") from error
+        raise _refused(source, error) from error
     Geometry.from_config(upstream.config_fields(config))
     return config
 
@@ -296,6 +299,10 @@ def _check_tensors(model: MimiModel, shapes: dict[str, tuple[int, ...]], source:
         )
     if extra:
         logger.info("%s has tensors that are no part of a Mimi model: %s", source, some(extra))
+
+
+def _refused(source: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{CONFIG} of {source} is refused by transformers: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:
