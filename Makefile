@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fast mutants real-audio test-compat test-oldest test-maai lint format build parity bench bench-peers node-deps clean
+.PHONY: help install demo test test-slow test-fast mutants real-audio test-compat test-oldest test-maai lint format build parity bench bench-peers node-deps page demo-web clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -124,6 +124,14 @@ test-oldest: $(STAMP)  ## tiny variants in the oldest onnxruntime and other pack
 
 node-deps:  ## the npm packages of the Node tests, as locked
 	for folder in tests/node js; do (cd $$folder && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund) || exit; done
+
+page:  ## build the page of `mimi-export web` from js/page into the package
+	cd js && node page/build.js
+
+demo-web: $(STAMP)  ## build a page with the demo in fp32, fp16 and int8, and serve it at http://localhost:8000/
+	$(BIN)/mimi-export build streaming-8cb streaming-8cb-fp16 streaming-8cb-int8 --no-check --model demo --output-dir artifacts/demo-web
+	$(BIN)/mimi-export web artifacts/demo-web/streaming-8cb artifacts/demo-web/streaming-8cb-fp16 artifacts/demo-web/streaming-8cb-int8 \
+		--out artifacts/demo-web/site --force --serve
 
 clean:  ## remove what was built
 	rm -rf artifacts/streaming-* build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -25,6 +25,7 @@ FLOORS = {
     "export": 5,
     "corpus": 5,
     "hub": 5,
+    "web": 5,
     "serving": 5,
     "parity": 6,
     "bench": 6,

@@ -29,6 +29,7 @@ from mimi_export.cli import (
     triton,
     upload,
     verify,
+    web,
 )
 from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
 
@@ -46,6 +47,7 @@ COMMANDS = (
     serve,
     triton,
     upload,
+    web,
 )  # in the order of --help
 
 HELP = """Exact streaming ONNX models of Kyutai's Mimi codec. Results go to stdout.
