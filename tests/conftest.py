@@ -21,6 +21,7 @@ VariantFactory = Callable[..., Path]
 LONGEST = (
     "test_parity", "test_exactness", "test_batch", "test_export", "test_convert", "test_bench", "test_node",
     "test_runtime", "test_mutations", "test_contract_client", "test_fixed_batch", "test_cli", "test_upload",
+    "test_web",
 )  # fmt: skip
 EXPORTING = {"tiny_variant", "full_variant", "public", "codec", "ring"}  # fixtures that trace graphs
 
