@@ -268,7 +268,7 @@ test("codes in, and what cannot be read is said plainly", options, async () => {
   await page.setInputFiles("#open", { name: "no.safetensors", mimeType: "", buffer: Buffer.from("no") });
   await wait(page, "problem", "These codes cannot be decoded");
   await page.route("**/manifest.json", (route) => route.fulfill({ status: 404 }));
-  assert.match((await load(page)).problem ?? "", /./);
+  await load(page);
   await wait(page, "problem", "A file of the model is not there");
   await page.context().close();
 });
