@@ -95,6 +95,8 @@ class Triton:
 
     def send(self, request: Request) -> Request:
         """Take a request; `run` answers it."""
+        for dim, wanted in zip(request.data.shape[1:], self.config.input[0].dims, strict=True):
+            assert wanted in (-1, dim), f"a request of {request.data.shape}, expected {list(self.config.input[0].dims)}"
         sequence = self._sequences.get(request.sequence)
         if request.start and sequence is None:
             sequence = self._sequences[request.sequence] = Sequence(request.sequence, self.now)
