@@ -22,8 +22,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from mimi_export.errors import MimiExportError, StreamError
 from mimi_export.runtime.codec import Decoder, Encoder
 from mimi_export.runtime.pool import PoolStream, StreamPool
@@ -98,7 +96,6 @@ class Group:
     def __init__(self, pool: StreamPool) -> None:
         self.pool = pool
         self.streams: list[LiveStream] = []
-        self.stepped = 0.0  # when the last step began
 
 
 class Batcher:
@@ -264,7 +261,6 @@ class Batcher:
         with self.changed:
             by_row = {stream.row: stream for stream in group.streams}
             came = {stream: self._arrival(stream) for stream in group.streams if stream.row.ready}
-        group.stepped = now
         try:
             outputs = group.pool.step()
         except MimiExportError as error:
@@ -306,9 +302,3 @@ class Batcher:
         while rows and rows[-1].row >= len(rows) < group.pool.rows:
             rows[-1].move(group.pool)
             rows.sort(key=lambda row: row.row)
-
-
-def quantiles(latencies: deque[float], of: tuple[float, ...]) -> list[float]:
-    """Quantiles of the recent calls in seconds; NaN where there were none."""
-    values = list(latencies)
-    return [float(value) for value in np.quantile(values, of)] if values else [float("nan")] * len(of)

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mimi_export.serving.batcher import Batcher, quantiles
+import numpy as np
+
+from mimi_export.serving.batcher import Batcher
 
 QUANTILES = (0.5, 0.95, 0.99)
 
@@ -22,7 +24,7 @@ def _lines(batchers: Mapping[str, Batcher], refused: Counter[str], dropped: Coun
     yield f"# HELP {name} From a call's data being complete to its output; calls that came no faster than live."
     yield f"# TYPE {name} summary"
     for task, batcher in batchers.items():
-        for of, value in zip(QUANTILES, quantiles(batcher.latencies, QUANTILES), strict=True):
+        for of, value in zip(QUANTILES, _quantiles(list(batcher.latencies)), strict=True):
             yield f'{name}{{task="{task}",quantile="{of}"}} {value:.6f}'
         yield f'{name}_sum{{task="{task}"}} {batcher.latency_sum:.6f}'
         yield f'{name}_count{{task="{task}"}} {batcher.latency_count}'
@@ -50,6 +52,10 @@ def _lines(batchers: Mapping[str, Batcher], refused: Counter[str], dropped: Coun
     if memory is not None:
         yield "# TYPE process_resident_memory_bytes gauge"
         yield f"process_resident_memory_bytes {memory}"
+
+
+def _quantiles(latencies: list[float]) -> list[float]:
+    return np.quantile(latencies, QUANTILES).tolist() if latencies else [float("nan")] * len(QUANTILES)
 
 
 def _resident_bytes() -> int | None:
