@@ -184,7 +184,7 @@ def stall(address):
 
 
 def flood(address):
-    """A minute of sound at once."""
+    """Twenty seconds of sound at once."""
     data = np.zeros(CALL * 12, "<i2").tobytes()
     return len(talk(address, "/encode", [data] * 20)[1])
 
