@@ -146,9 +146,7 @@ const openFile = (file: File | undefined) =>
   guarded("sound", async () => {
     if (!file) return;
     if (!stage.codec) throw new Error("load a model first");
-    const work = stage.open(file);
-    setTimeout(showControls, 500); // while it is encoded it can be heard
-    await work;
+    await stage.open(file);
   });
 
 select("variant").onchange = showChosen;
@@ -232,6 +230,7 @@ function showPosition(): void {
   showBusy();
   if (!track) return;
   const position = input("position");
+  if (position.disabled) showControls(); // while it is encoded it can be heard
   position.max = track.seconds.toFixed(2);
   if (document.activeElement !== position || player?.playing) position.value = String(cursor);
   const words = `${cursor.toFixed(1)} of ${track.seconds.toFixed(1)}`;

@@ -107,6 +107,8 @@ test("the built-in sample is encoded and decoded, and shown", options, async () 
   const page = await open();
   await load(page);
   await page.click("#sample");
+  await page.waitForSelector("#play:enabled", patience);
+  assert.equal(await page.getAttribute("#lanes", "aria-busy"), "true", "it can be heard while it is encoded");
   await wait(page, "time", "of 19.5 s");
   await settled(page);
   assert.equal(wavSamples(await download(page, "save-wav")).length, 466_840);
@@ -150,6 +152,8 @@ test("the slider changes what is heard, and X switches at the same place", optio
   assert.match(await shown(page, "bitrate"), /1 of 8, [\d.]+ kbit/);
   const loud = Array.from({ length: 63 }, (_, i) => all.subarray(i * 1920, (i + 1) * 1920).reduce((a, b) => a + Math.abs(b), 0) / 32768);
   const another = ([count, loudness]) => window.sent.slice(count).find(({ at, sum }) => Math.abs(sum - loudness[at / 1920]) > 0.02 * sum);
+  // on a slow machine the clip may end first: play on
+  await page.evaluate(() => setInterval(() => document.getElementById("play").textContent === "Play" && document.getElementById("play").click(), 300));
   const again = await (await page.waitForFunction(another, [before, loud], patience)).jsonValue();
   console.log(`after the slider moved, ${(again.now - asked).toFixed(0)} ms until another sound is about to be heard`);
   await page.keyboard.press("x");
