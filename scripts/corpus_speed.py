@@ -62,7 +62,8 @@ def transformers(model: Any, count: int, rows: int, found: list[Utterance]) -> C
     def run() -> Codes:
         codes: Codes = {}
         for batch in batches():
-            padded = np.zeros((len(batch), 1, max(len(audio) for _, audio in batch)), np.float32)
+            frames = max(-(-len(audio) // 1920) for _, audio in batch)  # whole ones, or the last frame differs
+            padded = np.zeros((len(batch), 1, 1920 * frames), np.float32)
             for row, (_, audio) in enumerate(batch):
                 padded[row, 0, : len(audio)] = audio
             given = model.encode(torch.from_numpy(padded), num_quantizers=count).audio_codes.numpy()

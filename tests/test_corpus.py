@@ -399,7 +399,8 @@ def test_the_reader_of_the_readme(corpus_of_one, ring):
 
     from conftest import REPOSITORY
 
-    *_, reader = re.findall(r"(?s)```python\n(.*?)```", (REPOSITORY / "README.md").read_text("utf-8"))
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (REPOSITORY / "README.md").read_text("utf-8"))
+    (reader,) = (block for block in blocks if "class Codes" in block)
     names = {}
     exec(reader, names)  # noqa: S102 - the test is that it runs
     ((name, codes),) = names["Codes"](sorted(corpus_of_one.glob("codes-*.parquet")))
@@ -433,3 +434,23 @@ def test_datasets(corpus_of_one, ring, tmp_path):
     files = str(corpus_of_one / "codes-*.parquet")
     (row,) = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
     np.testing.assert_array_equal(row["codes"], alone(ring, sound(1.03)))
+
+
+def test_an_interrupt_keeps_what_is_done(here, ring, recordings, tmp_path, cli, monkeypatch):
+    from mimi_export.runtime.clips import ClipEncoder
+
+    real, done = ClipEncoder.run, []
+
+    def interrupted(self, take):
+        for clip in real(self, take):
+            if len(done) == 5:
+                raise KeyboardInterrupt
+            done.append(clip.key)
+            yield clip
+
+    monkeypatch.setattr(ClipEncoder, "run", interrupted)
+    arguments = ("tokenize", recordings, "--output", tmp_path / "codes", "--variant", ring, "--json")
+    code, _, err = cli(*arguments)
+    assert (code, "the same command goes on" in err) == (130, True)
+    monkeypatch.setattr(ClipEncoder, "run", real)
+    assert json.loads(cli(*arguments)[1])["before"] == 5

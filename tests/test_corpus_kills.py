@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,7 +23,8 @@ from mimi_export.media.signals import speech_like
 
 pytestmark = [pytest.mark.slow, pytest.mark.export, pytest.mark.timeout(3600)]
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # so that no other token is looked for
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), **TOKEN}
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_killed_and_resumed_equals_peace(tiny_variant, recordings, tmp_path, cap
 def test_ray_killed_and_resumed_equals_peace(head, tiny_variant, recordings, tmp_path, capsys):
     address, root = head
     more = ("--engine", "ray", "--workers", "2", "--address", address)
-    killed(6, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
+    killed(5, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
 
 
 def killed(kills, more, root, variant, recordings, tmp_path, capsys):

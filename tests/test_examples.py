@@ -44,7 +44,7 @@ def test_python_of_the_readme(tiny_variant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()
     shutil.copytree(tiny_variant(8), tmp_path / "artifacts" / "streaming-8cb")
-    streaming, making, _ = re.findall(r"(?s)```python\n(.*?)```", README)
+    streaming, making, *_ = re.findall(r"(?s)```python\n(.*?)```", README)
     names = {"blocks": np.split(speech_like(0.5), 8)}
     exec(streaming, names)  # noqa: S102 - the test is that it runs
     assert names["samples"].shape == (1, 1920)

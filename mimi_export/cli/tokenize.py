@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
-from mimi_export.cli.errors import needs_extra
+from mimi_export.cli.errors import INTERRUPTED, needs_extra
 from mimi_export.cli.options import ARTIFACTS, Json, Variant
 from mimi_export.errors import AudioError
 
@@ -81,7 +81,11 @@ def tokenize(
         def report(now: Summary) -> None:
             steps.advance("tokenize", now.done, now.utterances - now.before, _line(now))
 
-        summary, errors = run(inputs, output, settings, engine, workers, address, report)
+        try:
+            summary, errors = run(inputs, output, settings, engine, workers, address, report)
+        except KeyboardInterrupt as stop:
+            note(f"interrupted; {output} keeps what is done, the same command goes on")
+            raise typer.Exit(INTERRUPTED) from stop
     if json:
         wanted = [{name: error[name] for name in ("id", "path", "error")} for error in errors]
         numbers: dict[str, Any] = {"command": "tokenize", "output": str(output), "engine": engine, **summary.to_dict()}
