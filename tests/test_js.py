@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import REPOSITORY
+from filelock import FileLock
 from node_tools import need_node, run_node
 
 from mimi_export.cli import main
@@ -24,14 +25,17 @@ PACKAGE = REPOSITORY / "js"
 def variants(tiny_variant, shared_folder) -> Path:
     """Variants of both layouts and all precisions, clips, and the codes that Python gives for each."""
     root = shared_folder / "js"
-    root.mkdir()
-    shutil.copytree(tiny_variant(8), root / "window")
-    shutil.copytree(tiny_variant(8, "ring", 2), root / "ring")
-    for precision in ("fp16", "int8"):
-        assert main(["convert", precision, str(root / "window"), str(root / precision)]) == 0
-    soundfile.write(root / "made.wav", speech_like(5.03, 11), 24000, subtype="FLOAT")
-    for name in ("window", "ring", "fp16", "int8"):
-        encode(root, name, "made")
+    with FileLock(f"{root}.lock"):  # another worker, or another module with this fixture, may be making it
+        if not root.exists():
+            made = root.with_suffix(".part")
+            shutil.copytree(tiny_variant(8), made / "window")
+            shutil.copytree(tiny_variant(8, "ring", 2), made / "ring")
+            for precision in ("fp16", "int8"):
+                assert main(["convert", precision, str(made / "window"), str(made / precision)]) == 0
+            soundfile.write(made / "made.wav", speech_like(5.03, 11), 24000, subtype="FLOAT")
+            for name in ("window", "ring", "fp16", "int8"):
+                encode(made, name, "made")
+            made.rename(root)
     return root
 
 

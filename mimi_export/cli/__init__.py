@@ -54,7 +54,6 @@ HELP = """Exact streaming ONNX models of Kyutai's Mimi codec. Results go to stdo
 
 \b
   mimi-export export --model kyutai/mimi --num-codebooks 8 --output-dir artifacts/streaming-8cb
-  mimi-export encode speech.wav speech.safetensors
 """
 
 
