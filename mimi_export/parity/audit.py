@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -80,15 +82,14 @@ def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, m
     parameters = dict(module.named_parameters())
     precision = artifact.manifest.precision
     nearest = all(record.get("rounding", "nearest") == "nearest" for record in artifact.manifest.conversion)
-    faults: list[str] = []
-    for name, wanted in expected.items():
-        if name not in weights:
-            if name in parameters:
-                faults.append(f"{name} is not in the file")
-            continue
-        fault = _weight_fault(name, weights[name], _offsets(name, wanted, weights), precision, nearest)
-        if fault:
-            faults.append(f"{name} {fault}")
+
+    def fault(name: str) -> str | None:
+        if name in weights:
+            return _weight_fault(name, weights[name], _offsets(name, expected[name], weights), precision, nearest)
+        return "is not in the file" if name in parameters else None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets other threads go on
+        faults = [f"{name} {found}" for name, found in zip(expected, pool.map(fault, expected), strict=True) if found]
     if precision != "fp32" and all(weight.dtype == "float32" for weight in weights.values()):
         faults.append(f"no weight is stored as {precision}, which the manifest says")
     known = {*expected, *(name + SCALES for name in weights)}
