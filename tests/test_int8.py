@@ -5,9 +5,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from helpers import snr
 
 from mimi_export.errors import GraphError
+from mimi_export.parity.rounded import RoundedProducts
 from mimi_export.passes import feedback
 from mimi_export.passes.feedback import Gram, round_with_feedback
 from mimi_export.passes.int8_codebooks import RoundedCodebooks
@@ -90,6 +92,18 @@ def test_activations_of_any_range_leave_only_the_weights_error(x):
     step = np.abs(x).max(axis=-1, keepdims=True) / 63 / 126  # of the second rounding
     error = np.abs(y - (x.astype(np.float64) @ rounded + bias))
     assert (error <= 0.51 * step * np.abs(rounded).sum(axis=0) + 1e-6 * np.abs(y).max()).all()
+
+
+@pytest.mark.parametrize("otherwise", [False, True])
+def test_step_functions_round_as_the_operators_do(otherwise):
+    """All but the last bits; with the other roundings they are as far apart as two roundings are."""
+    weight = torch.from_numpy(round_columns(WEIGHT).floats())
+    with RoundedProducts([weight], otherwise):
+        got = (torch.from_numpy(X) @ weight).numpy() + np.arange(24)
+        alone = torch.from_numpy(X) @ weight.clone()
+    agreement = snr(run(convert(product()).model, x=X)[0], got)
+    assert 70 < agreement < 100 if otherwise else agreement > 120
+    np.testing.assert_allclose(alone.numpy(), X @ weight.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_others():

@@ -66,12 +66,12 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> 
         graph = artifact.spec(kind)
         tapped = TappedGraph(artifact.graph_path(kind), graph)
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
+        integers = {name for name, weight in files.weights[kind].items() if weight.codes is not None}
         examiner = Examiner(
-            Lockstep(tapped, module),
+            Lockstep(tapped, module, rounded=[w for name, w in module.named_parameters() if name in integers]),
             files.quantizers if kind == "encoder" else [],
             files.projected_db,
             files.steps[kind],
-            rounded=artifact.manifest.precision == "int8",
         )
         frames = graph.shape.frames_per_call or max(CALL_SIZES)
         call = next(truth.calls([frames]))

@@ -13,7 +13,7 @@ the same shape. If that gives the graph's own values, it is what happened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from google.protobuf.message import DecodeError
+from torch import Tensor
 
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.network import conv_layers
@@ -32,6 +33,7 @@ from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.metrics import level_and_gain
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
+from mimi_export.parity.rounded import RoundedProducts
 from mimi_export.passes.taps import TAP_PREFIX
 from mimi_export.runtime.session import ort_errors
 
@@ -62,10 +64,19 @@ def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> l
 
 
 class Lockstep:
-    """One graph twice: as a file and as step functions."""
+    """One graph twice: as a file and as step functions.
 
-    def __init__(self, tapped: TappedGraph, module: StreamingGraph, limit: float = 0.0) -> None:
-        self.tapped, self._module, self._limit = tapped, module, limit
+    Args:
+        tapped: the file.
+        module: the step functions.
+        limit: agreement in dB below which they differ.
+        rounded: weights of `module` whose products have rounded activations in the file.
+    """
+
+    def __init__(
+        self, tapped: TappedGraph, module: StreamingGraph, limit: float = 0.0, rounded: Collection[Tensor] = ()
+    ) -> None:
+        self.tapped, self._module, self._limit, self.rounded = tapped, module, limit, rounded
         self._graph: GraphSpec = module.graph
 
     def walk(self, truth: ReferenceClip, frames: int) -> Explanation | None:
@@ -90,12 +101,15 @@ class Lockstep:
         return None
 
     @torch.no_grad()
-    def step(self, data: Array, states: Mapping[str, Array]) -> tuple[dict[str, Array], States]:
-        """One call of the step functions, as `TappedGraph.step`."""
-        seen: dict[str, torch.Tensor] = {}
+    def step(
+        self, data: Array, states: Mapping[str, Array], otherwise: bool = False
+    ) -> tuple[dict[str, Array], States]:
+        """One call of the step functions, as `TappedGraph.step`; `otherwise`: see `RoundedProducts`."""
+        seen: dict[str, Tensor] = {}
         names = [state.name for state in self._graph.states]
         past = [torch.from_numpy(np.ascontiguousarray(states[name])) for name in names]
-        outputs = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
+        with RoundedProducts(self.rounded, otherwise):
+            outputs = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
         found = {tensor.name: value.numpy() for tensor, value in zip(self._graph.outputs, outputs, strict=True)}
         present = {state.name: found.pop(state.present.name).copy() for state in self._graph.states}
         places = {name: tensor.numpy() for name, tensor in seen.items()}

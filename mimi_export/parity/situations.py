@@ -2,7 +2,7 @@
 
 Each situation is one call. The graph file and the step functions, which get the weights that the file stores, are
 given the same states and data, and every stage, state and result is compared, row by row. So even a graph with rounded
-weights has to be exact here, but for activations of 8 bits: what they reach in a plain call, they may round.
+weights has to be exact here. Where activations are rounded as well, the step functions round alike.
 
 A stream's age is no input: states are settable. The states of a stream that has filled its window are made older by
 turning its keys and moving them along the ring, in float64 here and not by the graph's own arithmetic, and the old
@@ -24,7 +24,7 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import GraphSpec, conv_state_name
 from mimi_export.model.steps.rope import phase_steps
-from mimi_export.parity.explain import Lockstep, States, agreement_and_gain, named_present
+from mimi_export.parity.explain import Lockstep, States, agreement, agreement_and_gain, named_present
 from mimi_export.parity.results import Outcome
 from mimi_export.parity.ties import DIFFERS, ResidualQuantizer, judge_codes, search
 
@@ -32,8 +32,8 @@ AGES = (1023, 2**12 - 1, 2**16 - 1, 2**20 + 1, 2**24 - 1, 2**31 - 2**10)  # toke
 CALL_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 13, 32)
 FIRST_CALLS = (1, 3, 32)  # frames of a call that begins a stream
 EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every stage, state and row
-ROUNDED_DB = 30.0  # activations rounded twice leave 42 dB and more in every stage, state and row
-PLAIN_DB = 110.0  # a place that no rounded activations reach: 16 bits leave 88 to 101 dB, float32 115 and more
+ROUNDED_DB = 55.0  # enough where activations are rounded, as the step functions do it, but not always to the same side
+FURTHER_DB = 16.0  # and at least further apart than by other roundings, which trained weights may answer with a lot
 GAIN, STAGE_GAIN = 0.004, 0.03  # by how much a result, or a stage, may be louder than it should be, noise apart
 
 Array = npt.NDArray[Any]
@@ -64,6 +64,7 @@ class _Place(NamedTuple):
     row: str
     name: str
     db: float
+    limit_db: float
 
 
 class Examiner:
@@ -74,7 +75,6 @@ class Examiner:
         quantizers: those that the file of an encoder stores, to judge codes by the graph's own latents.
         exactly_db: how exactly the graph knows the projection of its latents.
         steps: by how much a token turns each channel pair, see `turning_steps`.
-        rounded: whether activations have 8 bits.
     """
 
     def __init__(
@@ -83,28 +83,21 @@ class Examiner:
         quantizers: Sequence[ResidualQuantizer],
         exactly_db: float,
         steps: Sequence[int],
-        rounded: bool,
     ) -> None:
-        self._steps, self._rounded = steps, rounded
+        self._steps = steps
         self._lockstep, self._graph = lockstep, lockstep.tapped.spec
         self._quantizers, self._exactly_db = quantizers, exactly_db
-        self._plain: dict[str, float] = {}
 
     def run(self, situations: Iterator[Situation]) -> Iterator[Outcome]:
-        """The outcome of each situation; the first one is the plain call that the others are measured by."""
+        """The outcome of each situation."""
         for situation in situations:
             found = [place for rows in self._calls(situation.rows) for place in self._call(rows)]
-            if not self._plain:
-                self._plain = {place.name: place.db for place in found}
-            wrong = [place for place in found if not place.db >= self._limit(place)]
-            shown = wrong[0] if wrong else min(found, key=lambda place: place.db - self._limit(place))
+            wrong = [place for place in found if not place.db >= place.limit_db]
+            shown = wrong[0] if wrong else min(found, key=lambda place: place.db - place.limit_db)
             level = "nothing in common" if shown.db < 0 else f"{shown.db:.1f} dB"
             verb = "parts" if wrong else "nearest to the limit"
             where = f"{self._graph.kind}, {situation.name}, {shown.row}: {verb} at {shown.name}, {level}"
-            yield Outcome(situation.metric, where, shown.db, self._limit(shown))
-
-    def _limit(self, place: _Place) -> float:
-        return EXACT_DB if self._plain.get(place.name, math.inf) >= PLAIN_DB or not self._rounded else ROUNDED_DB
+            yield Outcome(situation.metric, where, shown.db, shown.limit_db)
 
     def _calls(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of one call each; a graph of fixed rows gets as many, the last one again and again."""
@@ -118,20 +111,29 @@ class Examiner:
         data = np.concatenate([row.data for row in rows])
         young = _joined([row.states for row in rows])
         shifts = [row.older for row in rows]
-        right, present = self._lockstep.step(data, young)
-        right |= named_present(older(present, shifts, self._steps))
+        one, present = self._lockstep.step(data, young)
+        other = self._lockstep.step(data, young, otherwise=True)[0] if self._lockstep.rounded else one
+        right = one | named_present(older(present, shifts, self._steps))
         got, _ = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
+        rounded = False
         for name in (name for name in self._lockstep.order(right) if name in got):
+            if not name.startswith("present_"):
+                rounded = not np.array_equal(one[name], other[name])
             axis = 1 if name.startswith("transformer_") else 0
             gain = GAIN if name == self._graph.data_output.name else STAGE_GAIN
             for index, row in enumerate(rows):
+                limit = EXACT_DB
                 if right[name].ndim != got[name].ndim or got[name].shape[axis] != len(rows):
                     db = -math.inf
                 elif name == "audio_codes" and "latents" in got and self._quantizers:
                     db = self._codes(got["latents"][index], got[name][index])
+                elif rounded:
+                    db = agreement(right[name].take([index], axis), got[name].take([index], axis))
+                    natural = agreement(one[name].take([index], axis), other[name].take([index], axis))
+                    limit = min(ROUNDED_DB, natural - FURTHER_DB)
                 else:
                     db = _agreement(right[name].take([index], axis), got[name].take([index], axis), gain)
-                yield _Place(row.name, name, db)
+                yield _Place(row.name, name, db, limit)
 
     def _codes(self, latents: Array, codes: Array) -> float:
         """Codes are the nearest to the graph's own latents `[T, hidden]`, or they are wrong."""
