@@ -79,7 +79,7 @@ def _clip(data: NDArray[np.int16], samples: int, rng: np.random.Generator) -> Au
 def _changed(clip: Audio, rng: np.random.Generator) -> Audio:
     """Another room, another microphone, another noise, another level; a fifth of the clips keep all but the level."""
     if rng.random() < 0.8:
-        if rng.random() < 0.35:
+        if rng.random() < 0.5:
             clip = clip * _pause(len(clip), rng)
         spectrum = np.fft.rfft(clip)
         if rng.random() < 0.6:
@@ -91,13 +91,13 @@ def _changed(clip: Audio, rng: np.random.Generator) -> Audio:
             hiss = np.fft.irfft(noise, len(clip))
             recorded += hiss * (10 ** (rng.uniform(-45, -15) / 20) * SPEECH_RMS / (np.std(hiss) + 1e-9))
         clip = recorded.astype(np.float32)
-    louder: Audio = clip * np.float32(0.9 * 10 ** (rng.uniform(-9, 7) / 20))
+    louder: Audio = clip * np.float32(0.9 * 10 ** (rng.uniform(-8, 12) / 20))
     return louder.clip(-1, 1)
 
 
 def _pause(samples: int, rng: np.random.Generator) -> Audio:
-    """A window that leaves out 0.2 to 0.7 s somewhere; what is heard there then is the place alone."""
-    middle, half = rng.uniform(0, samples), RATE * rng.uniform(0.1, 0.35)
+    """A window that leaves out 0.2 to 1 s somewhere; what is heard there then is the place alone."""
+    middle, half = rng.uniform(0, samples), RATE * rng.uniform(0.1, 0.5)
     window: Audio = ((np.abs(np.arange(samples) - middle) - half) / (0.02 * RATE)).clip(0, 1).astype(np.float32)
     return window
 
@@ -116,8 +116,11 @@ def _response(bins: int, rng: np.random.Generator) -> NDArray[np.float64]:
     octaves = np.log2(np.linspace(0, RATE / 2, bins).clip(20))
     points = np.log2(RATE / 2) - np.arange(9)[::-1]
     decibels = np.interp(octaves, points, rng.normal(0, rng.uniform(0, 7), len(points)))
+    if rng.random() < 0.4:
+        decibels -= rng.uniform(2, 14) * np.maximum(0, octaves - np.log2(rng.uniform(300, 800)))
     if rng.random() < 0.55:
-        decibels -= rng.uniform(24, 96) * np.maximum(0, octaves - np.log2(rng.uniform(2400, 8000)))
+        fall = rng.uniform(24, 150) * np.maximum(0, octaves - np.log2(rng.uniform(2000, 8000)))
+        decibels -= np.minimum(fall, rng.uniform(25, 70))
     if rng.random() < 0.25:
         decibels -= rng.uniform(12, 36) * np.maximum(0, np.log2(rng.uniform(80, 400)) - octaves)
     return 10 ** (decibels.clip(-70, 30) / 20)  # type: ignore[no-any-return]
@@ -128,34 +131,33 @@ class Loss:
 
     SCALES = ((2048, 80), (1024, 64), (512, 40), (256, 20))  # length of the window, mel bands
     FLOOR = 1e-3  # of a sine at full scale; what is softer need not be right
-    ENVELOPES = 1024  # window whose spectra envelopes are made of
-    SEGMENT = 36  # of its steps, 0.38 s: what intelligibility is judged over
+    ENVELOPES = 600  # window whose spectra envelopes are made of: 25 ms, as short as STOI's
+    SEGMENT = 30  # of its steps, 0.375 s: what intelligibility is judged over
 
     def __init__(self, intelligibility: float = 10.0) -> None:
         self.intelligibility = intelligibility
         self.windows = {length: torch.hann_window(length) for length, _ in self.SCALES}
         self.mels = {length: _mel_filters(bands, length) for length, bands in self.SCALES}
-        self.thirds = _third_octaves(self.ENVELOPES)
+        self.windows[self.ENVELOPES] = torch.hann_window(self.ENVELOPES)
+        self.thirds = _third_octaves(2 * self.ENVELOPES)
 
     def __call__(self, got: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
         """The loss, and of it the mel distance (natural logarithm) for the log."""
         mel = got.new_zeros(())
         linear = got.new_zeros(())
-        unlike = got.new_zeros(())
         for length, _ in self.SCALES:
             spectrum, target = self._spectrum(got, length), self._spectrum(wanted, length)
             logs = [torch.log(one @ self.mels[length] + self.FLOOR) for one in (spectrum, target)]
             mel = mel + (logs[0] - logs[1]).abs().mean() / len(self.SCALES)
             linear = linear + (spectrum - target).abs().mean() / (target.mean() + 2e-3) / len(self.SCALES)
-            if length == self.ENVELOPES:
-                unlike = self._unlike(spectrum, target)
+        unlike = self._unlike(*(self._spectrum(sound, self.ENVELOPES, padded=2) for sound in (got, wanted)))
         waveform = (got - wanted).abs().mean() / (wanted.abs().mean() + 3e-2)
         return mel + 0.5 * linear + 0.3 * waveform + self.intelligibility * unlike, mel.item()
 
     def _unlike(self, got: Tensor, wanted: Tensor) -> Tensor:
         """1 - the correlation of both envelopes in third octaves, over segments that are not silent (as STOI does)."""
         both = [
-            (spectrum.square() @ self.thirds + 1e-9).sqrt().unfold(1, self.SEGMENT, 9) for spectrum in (got, wanted)
+            (spectrum.square() @ self.thirds + 1e-9).sqrt().unfold(1, self.SEGMENT, 7) for spectrum in (got, wanted)
         ]
         loud = both[1].square().sum((2, 3))
         loud = (loud > 1e-4 * loud.amax()).float()[:, :, None]
@@ -164,10 +166,12 @@ class Loss:
         like = (centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1]).sqrt()
         return 1 - (like * loud).sum() / (loud.sum() * like.shape[2]).clamp(min=1)
 
-    def _spectrum(self, sound: Tensor, length: int) -> Tensor:
-        """Magnitudes `[clips, steps, bins]`; a sine at full scale has about 1."""
+    def _spectrum(self, sound: Tensor, length: int, padded: int = 1) -> Tensor:
+        """Magnitudes `[clips, steps, bins]` of windows, padded to as many times their length, four steps in each
+        of those; a sine at full scale has about 1."""
+        size = padded * length
         transform = torch.stft(
-            sound, length, length // 4, window=self.windows[length], pad_mode="constant", return_complex=True
+            sound, size, size // 4, length, self.windows[length], pad_mode="constant", return_complex=True
         )
         power = torch.view_as_real(transform).square().sum(-1)
         return torch.sqrt(power + 1e-10).mT * (4 / length)

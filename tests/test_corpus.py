@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.precision import Int8Options
 from mimi_export.corpus import run as corpus
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
 from mimi_export.corpus.inputs import find
@@ -23,6 +24,7 @@ from mimi_export.corpus.plan import make_plan
 from mimi_export.corpus.rows import CorpusInfo, matrix, to_bytes
 from mimi_export.corpus.store import Store
 from mimi_export.errors import ConfigError, OutputError
+from mimi_export.export.convert import convert
 from mimi_export.media.audio import read_audio
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
@@ -109,6 +111,15 @@ def test_codes_are_those_of_each_file_alone(peaceful, ring, recordings):
         assert row["frames"] == codes.shape[1]
         assert 1 <= row["last_frame_samples"] <= 1920
         assert row["duration"] == len(audio) / 24000
+
+
+def test_integers_do_not_depend_on_neighbours_either(here, ring, recordings, tmp_path):
+    int8 = tmp_path / "int8"
+    convert(ring, int8, Int8Options())
+    corpus.tokenize([str(recordings / "deep")], tmp_path / "codes", Settings(str(int8), rows=3), workers=1)
+    rows = table(tmp_path / "codes")
+    for path, codes in zip(rows["path"].to_pylist(), rows["codes"], strict=True):
+        np.testing.assert_array_equal(matrix(codes), alone(int8, read_audio(path)))
 
 
 def test_the_schema_says_what_made_it(peaceful, ring):
