@@ -1,5 +1,5 @@
 /** The page: what is pressed, and what is said. */
-import { bitrate, clear, load, writeWav, type Codec } from "../src/browser.js";
+import { bitrate, clear, load, type Codec } from "../src/browser.js";
 import { Lanes } from "./lanes.js";
 import { Stage } from "./stage.js";
 import { BACKENDS, plain, size } from "./words.js";
@@ -134,9 +134,9 @@ function switchSides(): void {
   showControls();
 }
 
-function save(name: string, bytes: Uint8Array, type: string): void {
+async function save(name: string, file: Promise<Uint8Array>, type: string): Promise<void> {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes as BlobPart], { type }));
+  link.href = URL.createObjectURL(new Blob([(await file) as BlobPart], { type }));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -166,8 +166,8 @@ input("open").onchange = async () => {
   await openFile(input("open").files?.[0]);
   input("open").value = "";
 };
-button("save-wav").onclick = () => save(stage.hearing ? "decoded.wav" : "original.wav", writeWav(stage.samples(), stage.track!.rate), "audio/wav");
-button("save-codes").onclick = () => save("codes.safetensors", stage.codesFile(), "application/octet-stream");
+button("save-wav").onclick = () => guarded("sound", () => save(stage.hearing ? "decoded.wav" : "original.wav", stage.soundFile(), "audio/wav"));
+button("save-codes").onclick = () => guarded("sound", () => save("codes.safetensors", stage.codesFile(), "application/octet-stream"));
 button("play").onclick = () => stage.play();
 button("switch").onclick = switchSides;
 input("codebooks").oninput = () => choose(Number(input("codebooks").value));

@@ -7,7 +7,7 @@ import { build } from "esbuild";
 const here = path.dirname(fileURLToPath(import.meta.url));
 const out = process.argv[2] ?? path.join(here, "..", "..", "mimi_export", "web", "page");
 await build({
-  entryPoints: ["app", "worklet", "sw"].map((name) => path.join(here, `${name}.ts`)).concat(path.join(here, "..", "src", "worker.ts")),
+  entryPoints: ["app", "sound", "worklet", "sw"].map((name) => path.join(here, `${name}.ts`)).concat(path.join(here, "..", "src", "worker.ts")),
   entryNames: "[name]",
   outdir: out,
   bundle: true,

@@ -1,8 +1,7 @@
 /** The six pictures under each other, on one axis of time. */
-import { HOP } from "./mel.js";
+import { HOP, PEAKS } from "./mel.js";
 import { drawCursor, drawWave, prepare } from "./pictures.js";
 import type { Stage } from "./stage.js";
-import { PEAKS } from "./track.js";
 
 const SPAN = 10; // seconds that are seen at once
 const NAMES = ["wave-a", "wave-b", "mel-a", "mel-b", "mel-d", "codes"] as const;

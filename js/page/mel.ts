@@ -1,7 +1,8 @@
 /** Mel spectra of a growing signal: 50 columns a second, each of the 1024 samples that end with it. */
+export const PEAKS = 100; // pairs of lowest and highest value a second, for the waveform
 export const BANDS = 64;
 export const HOP = 480;
-const SIZE = 1024;
+export const SIZE = 1024;
 const FLOOR_DB = -80;
 
 const hann = Float32Array.from({ length: SIZE }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
@@ -41,10 +42,10 @@ const edges = (rate: number) => {
 };
 const known = new Map<number, number[]>();
 
-/** Column `index` as numbers from 0 (80 dB below full scale, or less) to 255. */
-export function melColumn(samples: Float32Array, index: number, rate: number): Uint8Array {
+/** The column of the samples before `end` as numbers from 0 (80 dB below full scale, or less) to 255. */
+export function melColumn(samples: Float32Array, end: number, rate: number): Uint8Array {
   const places = known.get(rate) ?? known.set(rate, edges(rate)).get(rate)!;
-  const start = (index + 1) * HOP - SIZE;
+  const start = end - SIZE;
   for (let i = 0; i < SIZE; i++) re[i] = start + i < 0 ? 0 : (samples[start + i] ?? 0) * hann[i]!;
   im.fill(0);
   // the input's order is that of the transform's bit reversal, which swaps the real part alone: `im` is zero

@@ -1,10 +1,12 @@
 /** What runs behind the page: one codec, one track, and what encodes, decodes and plays it. Knows no buttons. */
-import { readCodes, readWav, writeCodes, type Codec } from "../src/browser.js";
+import { MimiError, type Codec } from "../src/browser.js";
+import { aside, copy, pause } from "./aside.js";
 import { Player } from "./player.js";
 import { Track } from "./track.js";
 import { Decoding, Encoding, Times } from "./work.js";
 
 const LIVE_SECONDS = 120; // that are kept of the microphone
+const FRAMES_AT_ONCE = 32; // of a file of codes, before other tasks run
 const MOST_WAITING = 25; // frames, before a slow computer leaves out sound
 
 export class Stage {
@@ -26,7 +28,7 @@ export class Stage {
 
   /** Another model; sound that is there is encoded again. */
   async use(codec: Codec): Promise<void> {
-    const samples = this.track && this.track.original.slice(0, this.track.samples);
+    const samples = this.track && (await copy(this.track.original.subarray(0, this.track.samples)));
     await this.stop();
     await this.codec?.close();
     this.codec = codec;
@@ -42,8 +44,9 @@ export class Stage {
     this.player ??= await Player.open(rate, this.onChange);
     const player = this.player;
     await player.play(false);
+    const drawn = (error?: unknown) => (error ? this.onProblem(error) : this.onChange());
     const most = Track.most(rate, manifest.frameSize, seconds);
-    const track = (this.track = new Track(rate, manifest.frameSize, manifest.num_codebooks, codebook_size, most));
+    const track = (this.track = new Track(rate, manifest.frameSize, manifest.num_codebooks, codebook_size, most, drawn));
     [this.encodeTimes, this.decodeTimes] = [new Times(), new Times()];
     player.track = track;
     player.live = false;
@@ -88,9 +91,9 @@ export class Stage {
 
   /** A file of sound, or of codes (`.safetensors`). */
   async open(file: Blob & { name?: string }): Promise<void> {
-    const bytes = await file.arrayBuffer();
-    if (!file.name?.endsWith(".safetensors")) return this.transcode(await this.samplesOf(bytes));
-    const codes = readCodes(new Uint8Array(bytes));
+    if (!file.name?.endsWith(".safetensors")) return this.transcode(await this.samplesOf(file));
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    const codes = await aside("readCodes", [bytes], [bytes]);
     const { num_codebooks: most, frameSize, geometry } = this.codec!.manifest;
     if (codes.codebooks > most) throw new Error(`the file has ${codes.codebooks} codebooks, this model takes ${most}`);
     if (codes.data.some((code) => code < 0 || code >= geometry.codebook_size)) throw new Error("some codes are out of this model's range");
@@ -99,22 +102,27 @@ export class Stage {
     for (let frame = 0; frame < Math.min(codes.frames, track.most); frame++) {
       const all = Int32Array.from({ length: most }, (_, book) => (book < codes.codebooks ? codes.data[book * codes.frames + frame]! : 0));
       track.add(all, null, Math.min(frameSize, (codes.samples ?? Infinity) - frame * frameSize));
+      if (frame % FRAMES_AT_ONCE) continue;
+      this.decoding?.grown();
+      await pause();
+      if (this.track !== track) return;
     }
-    this.decoding!.grown();
+    this.decoding?.grown();
     this.player!.setEnd(track.samples);
   }
 
-  private async samplesOf(bytes: ArrayBuffer): Promise<Float32Array> {
+  private async samplesOf(file: Blob): Promise<Float32Array> {
     const rate = this.codec!.manifest.geometry.sampling_rate;
-    try {
-      const wav = readWav(new Uint8Array(bytes));
-      if (wav.rate === rate) return wav.samples; // as it is, nothing resampled
-    } catch {
-      // no WAV of a kind that is read here: the browser decodes it
-    }
-    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes);
-    const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
-    return channels[0]!.map((_, i) => channels.reduce((sum, channel) => sum + channel[i]!, 0) / channels.length);
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    const wav = await aside("readWav", [bytes], [bytes]).catch((error) => {
+      if (error instanceof MimiError && error.fault === "audio") return null; // of no kind that is read there
+      throw error;
+    });
+    if (wav?.rate === rate) return wav.samples; // as it is, nothing resampled
+    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
+    const channels: Float32Array[] = [];
+    for (let i = 0; i < audio.numberOfChannels; i++) channels.push(await copy(audio.getChannelData(i)));
+    return aside("mix", channels as [Float32Array], channels);
   }
 
   /** Encode what the microphone hears; with `monitor` it is played as soon as it is decoded. */
@@ -196,7 +204,7 @@ export class Stage {
 
   /** Whether something of the track is still to be encoded or decoded. */
   get working(): boolean {
-    return this.busy || (!!this.decoding && !this.decoding.idle);
+    return this.busy || !!this.track?.drawing || (!!this.decoding && !this.decoding.idle);
   }
 
   /** Milliseconds of work for a millisecond of sound, both directions. */
@@ -204,20 +212,17 @@ export class Stage {
     return ((this.encodeTimes.mean + this.decodeTimes.mean) * (this.codec?.manifest.frameRate ?? 0)) / 1000;
   }
 
-  /** The samples of what is heard. */
-  samples(): Float32Array {
-    const { original, decoded, samples } = this.track!;
-    return (this.hearing ? decoded : original).subarray(0, samples);
+  /** A WAV file of what is heard. */
+  async soundFile(): Promise<Uint8Array> {
+    const { original, decoded, samples, rate } = this.track!;
+    const heard = await copy((this.hearing ? decoded : original).subarray(0, samples));
+    return aside("writeWav", [heard, rate], [heard]);
   }
 
   /** The file of the codes that are decoded. */
-  codesFile(): Uint8Array {
-    const { frames, samples } = this.track!;
-    const data = new Int32Array(this.codebooks * frames);
-    for (let frame = 0; frame < frames; frame++) {
-      for (let book = 0; book < this.codebooks; book++) data[book * frames + frame] = this.track!.frameCodes(frame)[book]!;
-    }
-    return writeCodes({ data, codebooks: this.codebooks, frames }, this.codec!.manifest, samples);
+  codesFile(): Promise<Uint8Array> {
+    const { track, codebooks } = this;
+    return aside("writeCodes", [track!.codesOf(codebooks), this.codec!.manifest, track!.samples]);
   }
 
   private get heardFrame(): number {

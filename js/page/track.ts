@@ -1,8 +1,9 @@
 /** What is heard and seen: samples, codes and what is decoded from them, frame by frame. */
-import { BANDS, HOP, difference, melColumn } from "./mel.js";
+import type { Codes } from "../src/browser.js";
+import { aside } from "./aside.js";
+import { BANDS, HOP, PEAKS, SIZE, difference } from "./mel.js";
 import { HEAT, MAP, Strip } from "./pictures.js";
 
-export const PEAKS = 100; // pairs of lowest and highest value a second
 const MOST_SECONDS = 600;
 const DROP = 512; // frames that go at once from the beginning of a long recording: whole tiles of every strip
 
@@ -16,11 +17,21 @@ export class Track {
   decoded: Float32Array;
   readonly peaks: [Float32Array, Float32Array];
   readonly strips: { a: Strip; b: Strip; d: Strip; codes: Strip };
+  /** Frames whose pictures are being made. */
+  drawing = 0;
+  private gone = 0; // frames that were forgotten
   private codes: Int32Array;
   private readonly columns: [Uint8Array, Uint8Array];
 
-  /** `most` is frames. */
-  constructor(readonly rate: number, readonly frameSize: number, readonly codebooks: number, readonly codebookSize: number, readonly most: number) {
+  /** `most` is frames; `onDrawn` after any picture has grown, or with what went wrong. */
+  constructor(
+    readonly rate: number,
+    readonly frameSize: number,
+    readonly codebooks: number,
+    readonly codebookSize: number,
+    readonly most: number,
+    private readonly onDrawn: (error?: unknown) => void,
+  ) {
     this.made = new Uint8Array(most);
     this.original = new Float32Array(most * frameSize);
     this.decoded = new Float32Array(most * frameSize);
@@ -44,6 +55,14 @@ export class Track {
     return this.codes.subarray(frame * this.codebooks, (frame + 1) * this.codebooks);
   }
 
+  /** The first codebooks of all frames. */
+  codesOf(codebooks: number): Codes {
+    const { frames, codes } = this;
+    const data = new Int32Array(codebooks * frames);
+    for (let i = 0; i < data.length; i++) data[i] = codes[(i % frames) * this.codebooks + Math.floor(i / frames)]!;
+    return { data, codebooks, frames };
+  }
+
   /** Append a frame; `real` of its samples are no padding. `original` may lack: codes from a file. */
   add(codes: Int32Array, original: Float32Array | null, real = this.frameSize): void {
     const frame = this.frames++;
@@ -51,34 +70,35 @@ export class Track {
     this.codes.set(codes, frame * this.codebooks);
     this.strips.codes.put(frame, codes.map((code) => (255 * code) / (this.codebookSize - 1)));
     this.made[frame] = 0;
-    if (original) this.original.set(original.subarray(0, this.frameSize), frame * this.frameSize);
-    this.draw(0, frame);
+    if (!original) return;
+    this.original.set(original.subarray(0, this.frameSize), frame * this.frameSize);
+    this.draw(0, frame).catch(this.onDrawn);
   }
 
   /** What `codebooks` of a frame's codes sound like. */
   decode(frame: number, samples: Float32Array, codebooks: number): void {
     this.decoded.set(samples, frame * this.frameSize);
     this.made[frame] = codebooks;
-    this.draw(1, frame);
+    this.draw(1, frame).catch(this.onDrawn);
   }
 
-  private draw(side: 0 | 1, frame: number): void {
-    const signal = side ? this.decoded : this.original;
-    const size = this.rate / PEAKS;
-    const peaks = this.peaks[side];
-    for (let bin = (frame * this.frameSize) / size; bin < ((frame + 1) * this.frameSize) / size; bin++) {
-      const piece = signal.subarray(bin * size, (bin + 1) * size);
-      peaks[2 * bin] = piece.reduce((a, b) => Math.min(a, b), 0);
-      peaks[2 * bin + 1] = piece.reduce((a, b) => Math.max(a, b), 0);
+  private async draw(side: 0 | 1, frame: number): Promise<void> {
+    this.drawing++;
+    const { rate, frameSize, gone } = this;
+    const first = frame * frameSize;
+    const before = Math.min(first, SIZE);
+    const samples = (side ? this.decoded : this.original).slice(first - before, first + frameSize);
+    const { peaks, columns } = await aside("examine", [samples, before, rate], [samples]).finally(() => this.drawing--);
+    const start = first - (this.gone - gone) * frameSize; // old frames may have been forgotten meanwhile
+    if (start < 0) return;
+    this.peaks[side].set(peaks, (2 * start * PEAKS) / rate);
+    this.columns[side].set(columns, (start / HOP) * BANDS);
+    for (let column = start / HOP; column < (start + frameSize) / HOP; column++) {
+      const [a, b] = this.columns.map((all) => all.slice(column * BANDS, (column + 1) * BANDS).reverse()) as [Uint8Array, Uint8Array];
+      this.strips[side ? "b" : "a"].put(column, side ? b : a);
+      if (side) this.strips.d.put(column, difference(a, b));
     }
-    for (let column = (frame * this.frameSize) / HOP; column < ((frame + 1) * this.frameSize) / HOP; column++) {
-      const values = melColumn(signal, column, this.rate);
-      this.columns[side].set(values, column * BANDS);
-      this.strips[side ? "b" : "a"].put(column, values.slice().reverse());
-      if (!this.made[frame]) continue;
-      const other = this.columns[side ? 0 : 1].subarray(column * BANDS, (column + 1) * BANDS);
-      this.strips.d.put(column, difference(values, other).reverse());
-    }
+    this.onDrawn();
   }
 
   /** Forget the oldest frames of a full recording; gives how many. */
@@ -92,6 +112,7 @@ export class Track {
     for (const columns of this.columns) columns.copyWithin(0, (samples / HOP) * BANDS);
     for (const strip of [this.strips.a, this.strips.b, this.strips.d]) strip.drop(samples / HOP);
     this.strips.codes.drop(DROP);
+    this.gone += DROP;
     this.frames -= DROP;
     this.samples -= samples;
     return DROP;

@@ -2,9 +2,9 @@
 import { isLive, makeCodec, type Attempt, type Call, type Codec, type LoadOptions } from "./api.js";
 import type { SelfCheck } from "./check.js";
 import { MimiError, line } from "./errors.js";
-import type { Progress } from "./files.js";
 import type { Manifest } from "./manifest.js";
-import type { Request, StartOptions } from "./worker.js";
+import { Remote } from "./remote.js";
+import type { StartOptions } from "./worker.js";
 
 export * from "./common.js";
 
@@ -20,41 +20,8 @@ const ORDER: Name[] = ["webgpu", "wasm-threads", "wasm"];
 const WORDS: Record<Name, string> = { webgpu: "WebGPU", "wasm-threads": "WebAssembly with threads", wasm: "WebAssembly" };
 const MOST_THREADS = 4;
 
-/** Asks a Worker and waits for its answer. */
-class Remote {
-  private readonly waiting = new Map<number, { resolve(value: any): void; reject(error: Error): void; onProgress?(progress: Progress): void }>();
-  private readonly worker: Worker;
-  private next = 0;
-  private dead?: MimiError;
-
-  constructor(make?: () => Worker) {
-    this.worker = make ? make() : new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-    this.worker.onmessage = ({ data: { id, result, error, progress } }) => {
-      const entry = this.waiting.get(id);
-      if (progress) return entry?.onProgress?.(progress);
-      this.waiting.delete(id);
-      if (error) entry?.reject(new MimiError(error.fault, error.message));
-      else entry?.resolve(result);
-    };
-    this.worker.onerror = (event) => this.end(`the Worker failed: ${event.message ?? "it does not load"}`);
-  }
-
-  ask(method: Request["method"], args: unknown[], onProgress?: (progress: Progress) => void): Promise<any> {
-    if (this.dead) return Promise.reject(this.dead);
-    const id = this.next++;
-    return new Promise((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject, ...(onProgress ? { onProgress } : {}) });
-      this.worker.postMessage({ id, method, args });
-    });
-  }
-
-  end(why = "the codec was closed"): void {
-    this.dead = new MimiError("backend", why);
-    this.worker.terminate();
-    for (const { reject } of this.waiting.values()) reject(this.dead);
-    this.waiting.clear();
-  }
-}
+const open = ({ worker }: Pick<BrowserOptions, "worker">) =>
+  new Remote(worker ? worker() : new Worker(new URL("./worker.js", import.meta.url), { type: "module" }));
 
 /** Why a backend cannot be tried at all here, or nothing. */
 async function obstacle(backend: Name, threads: number, asked: boolean): Promise<string | undefined> {
@@ -73,7 +40,7 @@ async function obstacle(backend: Name, threads: number, asked: boolean): Promise
 
 /** Forget all files that were got. */
 export async function clear(options: Pick<BrowserOptions, "worker"> = {}): Promise<void> {
-  const remote = new Remote(options.worker);
+  const remote = open(options);
   await remote.ask("clear", []);
   remote.end();
 }
@@ -92,7 +59,7 @@ export async function load(url: string | URL, options: BrowserOptions = {}): Pro
   const most = options.threads ?? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS);
   const attempts: Attempt[] = [];
   let best: { remote: Remote; attempt: Attempt; check: SelfCheck; threads: number } | undefined;
-  let remote = new Remote(options.worker);
+  let remote = open(options);
   let got: { manifest: Manifest; files: Record<string, Blob>; cache: Codec["cache"] };
   try {
     got = await remote.ask("fetch", [base], options.onProgress);
@@ -117,14 +84,14 @@ export async function load(url: string | URL, options: BrowserOptions = {}): Pro
           best?.remote.end();
           best = { remote, attempt, check, threads };
           if (isLive(check, got.manifest)) break;
-          remote = new Remote(options.worker);
+          remote = open(options);
           continue;
         }
       } catch (error) {
         attempt.reason = line(error);
       }
       remote.end();
-      remote = new Remote(options.worker);
+      remote = open(options);
     }
   } finally {
     if (remote !== best?.remote) remote.end();

@@ -5,13 +5,7 @@ import { MimiError, line } from "./errors.js";
 import { fetchFile, readFiles, readManifest } from "./files.js";
 import { Host } from "./host.js";
 import type { Manifest } from "./manifest.js";
-
-/** What is said to the Worker; it answers `{id, result}` or `{id, error}`, and `{id, progress}` on the way. */
-export interface Request {
-  id: number;
-  method: "fetch" | "start" | "open" | "call" | "closeStream" | "close" | "clear";
-  args: any[];
-}
+import { answer } from "./remote.js";
 
 export interface StartOptions {
   backend: "webgpu" | "wasm-threads" | "wasm";
@@ -27,6 +21,7 @@ async function importRuntime(webgpu: boolean, folder?: string): Promise<Ort & { 
   return (webgpu ? import("onnxruntime-web/webgpu") : import("onnxruntime-web/wasm")) as any;
 }
 
+/** What is not asked of the host. */
 const methods: Record<string, (id: number, ...args: any[]) => unknown> = {
   async fetch(id, base: string) {
     const cache = openCache();
@@ -56,16 +51,9 @@ const methods: Record<string, (id: number, ...args: any[]) => unknown> = {
 // One graph at a time: onnxruntime-web cannot run two.
 let queue: Promise<unknown> = Promise.resolve();
 
-addEventListener("message", ({ data: { id, method, args } }: MessageEvent<Request>) => {
-  queue = queue.then(async () => {
-    try {
-      const own = methods[method];
-      const result: any = await (own ? own(id, ...args) : (host as any)[method](...args));
-      const buffers = [result?.samples?.buffer, result?.codes?.data.buffer].filter(Boolean);
-      postMessage({ id, result }, { transfer: buffers });
-    } catch (error) {
-      const fault = error instanceof MimiError ? error.fault : "backend";
-      postMessage({ id, error: { fault, message: error instanceof MimiError ? error.message : line(error) } });
-    }
-  });
+answer((id, method, args) => {
+  const own = methods[method];
+  const done = queue.then(() => (own ? own(id, ...args) : (host as any)[method](...args)));
+  queue = done.catch(() => undefined);
+  return done;
 });

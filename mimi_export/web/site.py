@@ -2,7 +2,7 @@
 
 A site holds
 
-    index.html app.js worker.js worklet.js style.css     the page, from `mimi_export/web/page`
+    index.html app.js worker.js sound.js worklet.js style.css     the page, from `mimi_export/web/page`
     speech.ogg             the built-in sample
     sw.js                  the service worker, which knows the version and the names of all that
     runtime/               of onnxruntime-web
