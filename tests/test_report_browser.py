@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimi_export.contract.report import Heard
 from mimi_export.media.signals import speech_like
 from mimi_export.parity.checks import DEFAULT_BUDGETS, judge
 from mimi_export.parity.clips import Clip
@@ -40,6 +41,7 @@ Promise.all([...pictures, ...players].map(ready)).then(() => {
     width: document.documentElement.scrollWidth, window: window.innerWidth,
     pictures: pictures.map(p => p.naturalWidth), durations: players.map(p => p.duration),
     errors: players.filter(p => p.error).length,
+    cut: [...document.querySelectorAll('td.why')].filter(c => c.getBoundingClientRect().right > innerWidth).length,
     paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
     verdict: document.querySelector('.verdict').getBoundingClientRect().bottom,
     title: document.title,
@@ -66,6 +68,8 @@ def page(tiny_variant, tiny_checkpoint, tmp_path_factory) -> Path:
     clips = [Clip("speech", speech_like(2.0, 1)), Clip("silence", np.zeros(24000, np.float32), stress=True)]
     report = measure(tiny_variant(8), tiny_checkpoint, clips, (1,), lambda text: None)
     report.checks = judge(report, DEFAULT_BUDGETS["fp32"])
+    words = "a listener would notice a difference only in direct comparison"
+    report.heard = [Heard("beside the recording", 0.98, 4.7, 4.2, words)]
     path = tmp_path_factory.mktemp("page") / "report.html"
     text = report_html.to_text(ParityRun([report, report]))
     path.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
@@ -92,6 +96,7 @@ def brightness(colour: str) -> float:
 def test_page(browser, page, width, dark):
     found, log = look(browser, page, width, dark)
     assert found["width"] <= found["window"]  # tables scroll in their own boxes
+    assert found["cut"] == 0  # sentences can be read without scrolling
     assert found["verdict"] < 900  # on the first screen
     assert found["title"] == "Parity: passed, 2 variants"
     assert len(found["durations"]) == 8

@@ -2,7 +2,7 @@
 import { Remote } from "../src/remote.js";
 import type { Methods } from "./sound.js";
 
-const PIECE = 3 << 20; // samples that are copied at once
+const PIECE = 1 << 19; // samples that are copied at once
 const remote = new Remote(new Worker("sound.js", { type: "module" }));
 
 /** Let the second Worker do it; the memory of `given` arrays goes there. */

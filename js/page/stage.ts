@@ -28,8 +28,8 @@ export class Stage {
 
   /** Another model; sound that is there is encoded again. */
   async use(codec: Codec): Promise<void> {
-    const samples = this.track && (await copy(this.track.original.subarray(0, this.track.samples)));
     await this.stop();
+    const samples = this.track && (await copy(this.track.original.subarray(0, this.track.samples)));
     await this.codec?.close();
     this.codec = codec;
     this.codebooks = codec.manifest.num_codebooks;
@@ -214,9 +214,11 @@ export class Stage {
 
   /** A WAV file of what is heard. */
   async soundFile(): Promise<Uint8Array> {
-    const { original, decoded, samples, rate } = this.track!;
-    const heard = await copy((this.hearing ? decoded : original).subarray(0, samples));
-    return aside("writeWav", [heard, rate], [heard]);
+    const track = this.track!;
+    const { gone } = track;
+    const heard = await copy((this.hearing ? track.decoded : track.original).subarray(0, track.samples));
+    if (gone !== track.gone) return this.soundFile(); // a recording forgot its beginning meanwhile
+    return aside("writeWav", [heard, track.rate], [heard]);
   }
 
   /** The file of the codes that are decoded. */

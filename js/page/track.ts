@@ -19,7 +19,8 @@ export class Track {
   readonly strips: { a: Strip; b: Strip; d: Strip; codes: Strip };
   /** Frames whose pictures are being made. */
   drawing = 0;
-  private gone = 0; // frames that were forgotten
+  /** Frames at the beginning that were forgotten. */
+  gone = 0;
   private codes: Int32Array;
   private readonly columns: [Uint8Array, Uint8Array];
 

@@ -78,7 +78,7 @@ export async function load(url: string | URL, options: BrowserOptions = {}): Pro
         const speed = `${(check.encoderMs + check.decoderMs).toFixed(1)} ms a frame`;
         if (!check.passed) attempt.reason = `it computes something else than it should: ${check.text}`;
         else if (isLive(check, got.manifest)) attempt.reason = `${check.text}, ${speed}`;
-        else attempt.reason = `right, but slower than real time: ${speed}`;
+        else attempt.reason = `right, but slower than real time: ${check.text}, ${speed}`;
         const faster = !best || check.encoderMs + check.decoderMs < best.check.encoderMs + best.check.decoderMs;
         if (check.passed && faster) {
           best?.remote.end();

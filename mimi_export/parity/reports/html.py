@@ -71,7 +71,7 @@ def _section(table: Table) -> str:
 
 
 def _grid(table: Table) -> str:
-    """A table; that of budgets becomes a list on a narrow screen."""
+    """A table; on a narrow screen that of budgets becomes a list, and other sentences get a line of their own."""
     why = table.text_column
     left = [' class="why"' if why and index == why else "" for index in range(len(table.columns))]
     head = "".join(f"<th{side}>{_text(column)}</th>" for side, column in zip(left, table.columns, strict=True))
@@ -79,7 +79,7 @@ def _grid(table: Table) -> str:
     for row in table.rows:
         cells = (f"<td{side}>{_cell(cell)}</td>" for side, cell in zip(left, row, strict=True))
         body += f"<tr>{''.join(cells)}</tr>"
-    kind = ' class="stack"' if why == BUDGET_WORDS else ""
+    kind = f' class="{"stack" if why == BUDGET_WORDS else "told"}"' if why else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
