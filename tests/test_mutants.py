@@ -39,6 +39,7 @@ def test_some_are_seen(variants, reference, tmp_path, mutant):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_all_are_seen_and_right_ones_pass(variants, reference, tiny_checkpoint, tmp_path):
     judge = Judge(reference, trace_all(tiny_checkpoint, variants, tmp_path))
     assert {name: judge.first(variants[name]) for name in VARIANTS} == dict.fromkeys(VARIANTS)
@@ -48,6 +49,7 @@ def test_all_are_seen_and_right_ones_pass(variants, reference, tiny_checkpoint, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("seed", "seconds", "ways"),
     [(101, 1.3, (1,)), (102, 2.9, (5, "mixed")), (103, 4.1, (2, 7)), (104, 0.5, (3,))],
@@ -63,6 +65,7 @@ def test_no_false_alarm(seed, seconds, ways, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_no_false_alarm_with_trained_weights(tmp_path):
     """Among the sounds are those to which these weights answer a rounding of activations with 20 % of the latents."""
     checkpoint = load_checkpoint("demo")
