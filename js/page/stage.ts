@@ -6,6 +6,8 @@ import { Track } from "./track.js";
 import { Decoding, Encoding, Times } from "./work.js";
 
 const LIVE_SECONDS = 120; // that are kept of the microphone
+const BEHIND = 3; // frames, of what is heard live
+const TOO_LATE = 12; // frames
 const FRAMES_AT_ONCE = 32; // of a file of codes, before other tasks run
 const MOST_WAITING = 25; // frames, before a slow computer leaves out sound
 
@@ -20,6 +22,8 @@ export class Stage {
   /** Whether a file is being encoded. */
   busy = false;
   recording: (() => void) | null = null;
+  /** Whether the microphone is heard as soon as it is decoded. */
+  private monitor = () => false;
   private decoding: Decoding | null = null;
   private encoding: Encoding | null = null;
 
@@ -54,6 +58,7 @@ export class Stage {
     player.seek(0);
     const own = (this.decoding = new Decoding(await decoder!.stream(), track, this.codebooks, this.decodeTimes, (frame) => {
       player.made(frame);
+      if (this.monitor()) this.hearLive(player, frame * track.frameSize, track.frameSize);
       this.onChange();
     }));
     own.run().catch((error) => own === this.decoding && this.onProblem(error));
@@ -142,10 +147,6 @@ export class Stage {
       }
       track.add(codes, piece);
       this.decoding?.grown();
-      if (monitor() && !player.playing && track.frames > 3) {
-        player.seek((track.frames - 3) * track.frameSize);
-        void player.play(true);
-      }
       this.onChange();
     }));
     capture.port.onmessage = ({ data }) => {
@@ -154,11 +155,20 @@ export class Stage {
     };
     source.connect(capture);
     player.live = true;
+    this.monitor = monitor;
     this.recording = () => {
+      this.monitor = () => false;
       source.disconnect();
       stream.getTracks().forEach((one) => one.stop());
       capture.port.onmessage = null;
     };
+  }
+
+  /** Play what comes in, and catch up after a standstill. */
+  private hearLive(player: Player, newest: number, frameSize: number): void {
+    if (newest < BEHIND * frameSize || (player.playing && newest - player.at < TOO_LATE * frameSize)) return;
+    player.seek(newest - BEHIND * frameSize);
+    void player.play(true);
   }
 
   async stopRecording(): Promise<void> {

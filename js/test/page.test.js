@@ -252,7 +252,12 @@ test("microphone: frames come live, and who denies it is told so", options, asyn
   await load(page);
   await page.check("#monitor");
   await page.click("#mic");
-  await wait(page, "time", "of [2-9].\\d s");
+  await wait(page, "time", "of [4-9].\\d s");
+  await page.evaluate(() => document.activeElement.blur());
+  for (let i = 0; i < 3; i++) await page.keyboard.press("ArrowLeft");
+  const behind = () => page.evaluate(() => document.getElementById("time").textContent.split(" of ").map(parseFloat).reduce((at, end) => end - at));
+  await page.waitForTimeout(1500);
+  assert.ok((await behind()) < 1.6, "who hears it live stays at its end");
   await page.click("#mic");
   await wait(page, "mic", "^Microphone");
   assert.match(await shown(page, "code"), /Frame/);
