@@ -134,9 +134,9 @@ function switchSides(): void {
   showControls();
 }
 
-async function save(name: string, file: Promise<Uint8Array>, type: string): Promise<void> {
+async function save(name: string, file: Promise<Blob>): Promise<void> {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([(await file) as BlobPart], { type }));
+  link.href = URL.createObjectURL(await file);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -166,8 +166,8 @@ input("open").onchange = async () => {
   await openFile(input("open").files?.[0]);
   input("open").value = "";
 };
-button("save-wav").onclick = () => guarded("sound", () => save(stage.hearing ? "decoded.wav" : "original.wav", stage.soundFile(), "audio/wav"));
-button("save-codes").onclick = () => guarded("sound", () => save("codes.safetensors", stage.codesFile(), "application/octet-stream"));
+button("save-wav").onclick = () => guarded("sound", () => save(stage.hearing ? "decoded.wav" : "original.wav", stage.soundFile()));
+button("save-codes").onclick = () => guarded("sound", () => save("codes.safetensors", stage.codesFile()));
 button("play").onclick = () => stage.play();
 button("switch").onclick = switchSides;
 input("codebooks").oninput = () => choose(Number(input("codebooks").value));

@@ -6,7 +6,7 @@ const PIECE = 1 << 19; // samples that are copied at once
 const remote = new Remote(new Worker("sound.js", { type: "module" }));
 
 /** Let the second Worker do it; the memory of `given` arrays goes there. */
-export function aside<M extends keyof Methods>(method: M, args: Parameters<Methods[M]>, given: ArrayBufferView[] = []): Promise<ReturnType<Methods[M]>> {
+export function aside<M extends keyof Methods>(method: M, args: Parameters<Methods[M]>, given: ArrayBufferView[] = []): Promise<Awaited<ReturnType<Methods[M]>>> {
   return remote.ask(method, args, undefined, given.map(({ buffer }) => buffer as ArrayBuffer));
 }
 

@@ -1,13 +1,36 @@
 /** The second Worker: files of sound and codes, and the numbers behind the pictures. */
-import { readCodes, readWav, writeCodes, writeWav } from "../src/media.js";
+import { MimiError, line } from "../src/errors.js";
+import { readCodes, readWav, writeCodes, writeWav, type Codes } from "../src/media.js";
 import { answer } from "../src/remote.js";
 import { BANDS, HOP, PEAKS, melColumn } from "./mel.js";
 
+async function bytesOf(file: Blob): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return new Uint8Array(await file.arrayBuffer());
+  } catch (error) {
+    throw new MimiError("audio", `the browser does not get at the file: ${line(error)}`);
+  }
+}
+
 const methods = {
-  readCodes,
-  readWav,
-  writeCodes,
-  writeWav,
+  codesFile: (...given: Parameters<typeof writeCodes>) => new Blob([writeCodes(...given) as BlobPart]),
+  soundFile: (samples: Float32Array, rate: number) => new Blob([writeWav(samples, rate) as BlobPart], { type: "audio/wav" }),
+
+  async readCodes(file: Blob): Promise<Codes & { samples?: number }> {
+    return readCodes(await bytesOf(file));
+  },
+
+  /** The samples of a WAV file of this rate, as they are; or the bytes of another file. */
+  async readSound(file: Blob, rate: number): Promise<{ samples?: Float32Array; bytes?: Uint8Array<ArrayBuffer> }> {
+    const bytes = await bytesOf(file);
+    try {
+      const wav = readWav(bytes);
+      return wav.rate === rate ? { samples: wav.samples } : { bytes };
+    } catch (error) {
+      if (error instanceof MimiError) return { bytes }; // no WAV of a kind that is read here
+      throw error;
+    }
+  },
 
   /** The mean of channels. */
   mix(...channels: Float32Array[]): Float32Array {

@@ -1,5 +1,5 @@
 /** What runs behind the page: one codec, one track, and what encodes, decodes and plays it. Knows no buttons. */
-import { MimiError, type Codec } from "../src/browser.js";
+import type { Codec } from "../src/browser.js";
 import { aside, copy, pause } from "./aside.js";
 import { Player } from "./player.js";
 import { Track } from "./track.js";
@@ -97,8 +97,7 @@ export class Stage {
   /** A file of sound, or of codes (`.safetensors`). */
   async open(file: Blob & { name?: string }): Promise<void> {
     if (!file.name?.endsWith(".safetensors")) return this.transcode(await this.samplesOf(file));
-    const bytes = new Uint8Array(await file.arrayBuffer());
-    const codes = await aside("readCodes", [bytes], [bytes]);
+    const codes = await aside("readCodes", [file]);
     const { num_codebooks: most, frameSize, geometry } = this.codec!.manifest;
     if (codes.codebooks > most) throw new Error(`the file has ${codes.codebooks} codebooks, this model takes ${most}`);
     if (codes.data.some((code) => code < 0 || code >= geometry.codebook_size)) throw new Error("some codes are out of this model's range");
@@ -118,13 +117,9 @@ export class Stage {
 
   private async samplesOf(file: Blob): Promise<Float32Array> {
     const rate = this.codec!.manifest.geometry.sampling_rate;
-    const bytes = new Uint8Array(await file.arrayBuffer());
-    const wav = await aside("readWav", [bytes], [bytes]).catch((error) => {
-      if (error instanceof MimiError && error.fault === "audio") return null; // of no kind that is read there
-      throw error;
-    });
-    if (wav?.rate === rate) return wav.samples; // as it is, nothing resampled
-    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
+    const { samples, bytes } = await aside("readSound", [file, rate]);
+    if (samples) return samples;
+    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes!.buffer);
     const channels: Float32Array[] = [];
     for (let i = 0; i < audio.numberOfChannels; i++) channels.push(await copy(audio.getChannelData(i)));
     return aside("mix", channels as [Float32Array], channels);
@@ -223,18 +218,18 @@ export class Stage {
   }
 
   /** A WAV file of what is heard. */
-  async soundFile(): Promise<Uint8Array> {
+  async soundFile(): Promise<Blob> {
     const track = this.track!;
     const { gone } = track;
     const heard = await copy((this.hearing ? track.decoded : track.original).subarray(0, track.samples));
     if (gone !== track.gone) return this.soundFile(); // a recording forgot its beginning meanwhile
-    return aside("writeWav", [heard, track.rate], [heard]);
+    return aside("soundFile", [heard, track.rate], [heard]);
   }
 
   /** The file of the codes that are decoded. */
-  codesFile(): Promise<Uint8Array> {
+  codesFile(): Promise<Blob> {
     const { track, codebooks } = this;
-    return aside("writeCodes", [track!.codesOf(codebooks), this.codec!.manifest, track!.samples]);
+    return aside("codesFile", [track!.codesOf(codebooks), this.codec!.manifest, track!.samples]);
   }
 
   private get heardFrame(): number {
