@@ -167,8 +167,10 @@ class Loss:
         return 1 - (like * loud).sum() / (loud.sum() * like.shape[2]).clamp(min=1)
 
     def _spectrum(self, sound: Tensor, length: int, padded: int = 1) -> Tensor:
-        """Magnitudes `[clips, steps, bins]` of windows, padded to as many times their length, four steps in each
-        of those; a sine at full scale has about 1."""
+        """Magnitudes `[clips, steps, bins]`; a sine at full scale has about 1.
+
+        Windows are padded to `padded` times their length, and a step is a quarter of that.
+        """
         size = padded * length
         transform = torch.stft(
             sound, size, size // 4, length, self.windows[length], pad_mode="constant", return_complex=True

@@ -215,11 +215,16 @@ def test_sha256_over_block_borders(tmp_path, size):
 
 def remains(folder: Path, age: float) -> list[Path]:
     """What a killed run leaves for `out`, and things that are somebody's own."""
-    made = [folder / ".out.0123abcd", folder / ".out.0123abcd.wav", folder / ".out.0123abce"]
+    made = [
+        folder / ".out.0123abcd",
+        folder / ".out.0123abcd.wav",
+        folder / ".out.0123abce",
+        folder / "..out.0123abcd.0123abcf",
+    ]
     mine = [folder / ".out.notes", folder / ".other.0123abcd", folder / "out.0123abcd"]
     made[2].mkdir()
     (made[2] / "graph.onnx").write_text("half")
-    for path in (*made[:2], *mine):
+    for path in (*made[:2], made[3], *mine):
         path.write_text("x")
     for path in (*made, *mine, made[2] / "graph.onnx"):
         os.utime(path, (time.time() - age,) * 2)

@@ -139,9 +139,13 @@ def scratch_directory(name: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def _clear_remains(target: Path) -> None:
-    """Remove what runs left that were killed while they wrote this target; what made place only where there is one."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}(\.[^.]*)?")
-    found = target.parent.glob(f".{glob.escape(target.name)}.*")
+    """Remove what runs left that were killed while they wrote this target; what made place only where there is one.
+
+    What was written for a temporary directory of the target, as `build` does, has a second dot and number.
+    """
+    name, number = re.escape(target.name), r"\.[0-9a-f]{8}"
+    pattern = re.compile(rf"\.(\.{name}{number}|{name}){number}(\.[^.]*)?")
+    found = target.parent.glob(f".*{glob.escape(target.name)}.*")
     _remove_abandoned(p for p in found if pattern.fullmatch(p.name) and (p.suffix != OLD or target.exists()))
 
 
