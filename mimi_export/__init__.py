@@ -178,6 +178,7 @@ def check_parity(
     revision: str | None = None,
     depth: Literal["quick", "default", "deep"] = "default",
     explain_failures: bool = False,
+    provider: str = "cpu",
 ) -> ParityRun:
     """Measure variants against untouched batch PyTorch, and judge them by their precision's budgets.
 
@@ -188,6 +189,7 @@ def check_parity(
         revision: of `model`.
         depth: how much to look at; a report's `skipped` says what was not.
         explain_failures: look for the place that is to blame in variants that miss a budget.
+        provider: what computes the variants' graphs, as for `load`.
 
     Returns:
         What was measured; `passed` says whether every budget is met.
@@ -195,6 +197,7 @@ def check_parity(
     Raises:
         CheckpointError: a reference cannot be had.
         AudioError: a file cannot be read.
+        ConfigError: there is no such provider.
     """
     from pathlib import Path
 
@@ -207,8 +210,9 @@ def check_parity(
     clips = clips_from_files([Path(path) for path in audio]) if audio else None
     chosen = {"quick": depths.QUICK, "default": depths.DEFAULT, "deep": depths.DEEP}[depth]
     return run.check_parity(
-        directories, clips, model=model, revision=revision, depth=chosen, explain_failures=explain_failures
-    )
+        directories, clips, model=model, revision=revision, depth=chosen, explain_failures=explain_failures,
+        provider=provider,
+    )  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,9 @@ from mimi_export.parity.metrics import snr_db
 
 DECODER_SNR = 110.0  # dB; float32 rounding through some 60 layers leaves 115 to 120, the smallest defect under 90
 
+# An execution provider beside the processor's that leaves all to it; the processor's where onnxruntime lacks that one.
+OTHER_PROVIDER = next((name for name in ort.get_available_providers() if "Azure" in name), "CPUExecutionProvider")
+
 # Frames per call; a pattern repeats until the signal ends, and its last call is cut to what is left.
 PATTERNS: dict[str, list[int]] = {
     "1": [1],

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import PATTERNS, onnx_step, session, snr, stream, zeros
+from helpers import OTHER_PROVIDER, PATTERNS, onnx_step, session, snr, stream, zeros
 from onnx import TensorProto, helper
 
 from mimi_export.bench import benchmark as benchmark_module
@@ -396,6 +396,21 @@ def test_bench_writes_a_report_and_pictures(cli, tiny_variant, tmp_path, monkeyp
     assert code == 0
     assert "encoder, ms a frame" in out
     assert "Heaps in huge pages." in (output / "bench.md").read_text()
+
+
+def test_graphs_run_on_the_provider(cli, tiny_variant):
+    code, out, err = cli(tiny_variant(), "--model", "none", "--provider", "abacus")
+    assert (code, out) == (ConfigError.exit_code, "")
+    assert err.startswith("error: onnxruntime has no abacus here; it offers ")
+    if OTHER_PROVIDER == "CPUExecutionProvider":
+        pytest.skip("this onnxruntime has no provider beside the processor's that runs everywhere")
+    once = ["--frames", 1, "--rounds", 1, "--ages", "20", "--batches", "1", "--no-public", "--no-peers", "--json"]
+    code, out, err = cli(tiny_variant(), *once, "--provider", OTHER_PROVIDER.removesuffix("ExecutionProvider").lower())
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["plan"]["provider"] == OTHER_PROVIDER
+    assert [load["note"] for load in report["loads"]] == [f"on {OTHER_PROVIDER}"] * 2
+    assert not any("bandwidth_ms" in record for record in report["measurements"]), "that is the processor's"
 
 
 def with_huge_pages(monkeypatch, switch, text, libc=("glibc", "2.36")):

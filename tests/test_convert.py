@@ -24,7 +24,7 @@ from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.contract.precision import Fp16Options, Int8Options, patterns_for
 from mimi_export.contract.recipes import ConvertRecipe, load_variants
 from mimi_export.contract.spec import GRAPH_KINDS
-from mimi_export.errors import ArtifactError, AudioError, ConfigError, GraphError, OutputError
+from mimi_export.errors import ArtifactError, AudioError, ConfigError, GraphError, MimiExportError, OutputError
 from mimi_export.export import convert as conversion
 from mimi_export.export.convert import calibration_for, convert, convert_graph
 from mimi_export.export.precision import check_patterns, weight_forms
@@ -402,6 +402,22 @@ def test_sensitivity_command(parent, monkeypatch, capsys):
     assert {row["graph"] for row in answer["rows"]} == set(GRAPH_KINDS)
     assert main(["sensitivity", str(parent), "--model", "synthetic:tiny", "--seconds", "1"]) == 0
     assert "layers.*.fc2" in capsys.readouterr().out
+
+
+def test_sensitivity_takes_the_provider(parent, tiny_checkpoint, monkeypatch):
+    from mimi_export.parity import sensitivity
+
+    asked = []
+
+    def graph(path, spec, taps, provider):
+        asked.append(provider)
+        raise MimiExportError("enough")
+
+    monkeypatch.setattr(sensitivity, "TappedGraph", graph)
+    clip = sensitivity.speech_clip(24000, 0.1)
+    with pytest.raises(MimiExportError, match="enough"):
+        sensitivity.measure_sensitivity(load_artifact(parent), tiny_checkpoint, clip, Int8Options(), provider="x")
+    assert asked == ["x"]
 
 
 @pytest.mark.slow

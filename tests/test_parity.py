@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 import soundfile
+from helpers import OTHER_PROVIDER
 from mutations import broken, ignore_state, other_mutations, state_mutations, swap_states, wrong_weight
 
 from mimi_export.cli import main
@@ -129,17 +131,34 @@ def test_every_broken_graph_is_refused_and_named(tiny_variant, reference, speech
         ("encoder", wrong_weight("convs.enc_6.weight"), "parts at enc_6 in call 0"),
     ],
 )
-def test_command_refuses_a_broken_graph(tiny_variant, tmp_path, wav, capsys, kind, mutation, named):
+def test_command_refuses_a_broken_graph(tiny_variant, tmp_path, wav, capsys, monkeypatch, kind, mutation, named):
+    """On a provider that every session of a graph gets."""
     directory = broken(tiny_variant(8), tmp_path / "broken", kind, mutation)
-    out = tmp_path / "out"
-    code = main(["parity", str(directory), "--audio", str(wav), *SHORT, "--explain", "--report", str(out)])
+    out, started = tmp_path / "out", []
+    real = onnxruntime.InferenceSession
+
+    def session(*given, providers):
+        started.append(providers)
+        return real(*given, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    more = ["--explain", "--report", str(out), "--provider", OTHER_PROVIDER]
+    code = main(["parity", str(directory), "--audio", str(wav), *SHORT, *more])
     shown = capsys.readouterr()
+    assert started == [[OTHER_PROVIDER]] * 5, "both graphs as streams, the encoder's latents, both to explain"
     assert code == 1
     assert named in shown.err
     assert "wanted at least" in shown.err
     content = json.loads((out / "report.json").read_text())
     assert content["passed"] is False
     assert named in content["variants"][0]["explanations"][0]["line"]
+    assert content["variants"][0]["tools"].get("provider", "CPUExecutionProvider") == OTHER_PROVIDER
+
+
+@pytest.mark.parametrize("command", ["parity", "sensitivity"])
+def test_a_provider_that_is_not_here_is_refused_at_once(capsys, command):
+    assert main([command, "none", "--provider", "abacus"]) == 3
+    assert capsys.readouterr().err.startswith("error: onnxruntime has no abacus here; it offers ")
 
 
 def test_nothing_to_explain_in_a_right_graph(tiny_variant, reference, speech):

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mimi_export.contract.files import atomic_directory, cache_root
 from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
+from mimi_export.runtime.session import provider_name
 
 REPORT_NAME = "bench.json"
 
@@ -76,6 +78,7 @@ def benchmark(
     """
     if not directories:
         raise ConfigError("there is nothing to measure: give at least one variant directory")
+    plan = replace(plan, provider=provider_name(plan.provider))
     first = load_artifact(directories[0])
     contenders = variant_contenders(directories)
     longest = max(contender.frames_per_call for contender in contenders) * first.geometry.frame_size

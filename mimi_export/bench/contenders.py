@@ -68,9 +68,14 @@ class Contender:
 
     @contextmanager
     def start(
-        self, direction: GraphKind, threads: int, audio: Path | None = None, huge_pages: bool = False
+        self,
+        direction: GraphKind,
+        threads: int,
+        audio: Path | None = None,
+        huge_pages: bool = False,
+        provider: str = "cpu",
     ) -> Iterator[ContenderProcess]:
-        """Run its process for one direction.
+        """Run its process for one direction; `provider` is for graphs, a peer keeps to the processor.
 
         A peer's environment needs the peer and numpy. It gets this package as a copy of the sources on its path and not
         through our `site-packages`, which would put our torch before its own.
@@ -85,6 +90,7 @@ class Contender:
         with tempfile.TemporaryDirectory(prefix="mimi-export-peer-") as folder:
             if self.directory is not None:
                 command = [f"{package.name}.bench.graphs", str(self.directory.resolve()), direction, *command]
+                command += ["--provider", provider]
                 command += [] if audio is None else ["--audio", str(audio)]
                 paths = [str(package.parent), os.environ.get("PYTHONPATH")]
                 environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

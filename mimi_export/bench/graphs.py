@@ -1,6 +1,6 @@
 """One graph of ours, or of the baseline, as a contender of the benchmark in a process of its own.
 
-    python -m mimi_export.bench.graphs DIR encoder|decoder [--threads 1] [--audio FILE.npy]
+    python -m mimi_export.bench.graphs DIR encoder|decoder [--threads 1] [--provider cpu] [--audio FILE.npy]
 
 speaks the protocol of `worker` in two ways: `bare` is the session with everything bound once, `push` the runtime's
 stream. States have the shapes of a stream of the age that is asked for, reached at once instead of by running:
@@ -42,7 +42,7 @@ _CLIP_SECONDS = 4.0
 class GraphSubject:
     """One graph of a variant; an encoder gets `audio` `[n]`, at least one call, or generated speech."""
 
-    version = note = ""
+    version = ""
     ways: tuple[str, ...] = ("bare", "push")
 
     def __init__(self, codec: Codec, kind: GraphKind, audio: Array | None = None) -> None:
@@ -50,6 +50,8 @@ class GraphSubject:
         self._graph, self._geometry, self._audio = self._half.graph, codec.geometry, audio
         self._bounded = not any(record.get("pass") == PUBLIC for record in codec.artifact.manifest.conversion)
         self.name = codec.artifact.manifest.name
+        provider = self._graph.session.get_providers()[0]
+        self.note = "" if provider == "CPUExecutionProvider" else f"on {provider}"
         self.frames_per_call = self._graph.spec.shape.frames_per_call or 1
 
     def calls(self, ways: Sequence[str], age_seconds: float, batch: int) -> dict[str, Call]:
@@ -128,10 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("kind", choices=("encoder", "decoder"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--provider", default="cpu")
     parser.add_argument("--audio", type=Path)
     options = parser.parse_args(arguments)
     audio = None if options.audio is None else np.load(options.audio, allow_pickle=False)
-    return serve(lambda: GraphSubject(load(options.directory, options.threads), options.kind, audio))
+    settings = (options.directory, options.threads, (options.provider,))
+    return serve(lambda: GraphSubject(load(*settings), options.kind, audio))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Plan:
     With the first number of threads every age is measured at batch 1, and every batch at the age nearest
     `REFERENCE_AGE`; with the others batch 1 at that age. `frames` is frames a round at batch 1, fewer for batches. A
     peer's state cannot be set, only reached by running, so its ages end at `peer_age_limit`. With `huge_pages` all
-    contenders' heaps lie in huge pages.
+    contenders' heaps lie in huge pages. Graphs run on `provider`, other programs on the processor.
     """
 
     frames: int = 25
@@ -45,6 +45,7 @@ class Plan:
     directions: tuple[GraphKind, ...] = GRAPH_KINDS
     peer_age_limit: float = 20.0
     huge_pages: bool = False
+    provider: str = "CPUExecutionProvider"
 
     @property
     def reference_age(self) -> float:

@@ -79,7 +79,8 @@ def _ratios(
         if promise.of == "audio":
             yield mine["batch"] * frame_ms / mine[clock], below
         elif promise.of == "weights":
-            yield mine["bandwidth_ms"] / mine[clock], f"{mine['bandwidth_ms']:.2f} ms; {below}"
+            if "bandwidth_ms" in mine:
+                yield mine["bandwidth_ms"] / mine[clock], f"{mine['bandwidth_ms']:.2f} ms; {below}"
         else:
             same = {name: mine[name] for name in ("contender", "direction")}
             for other in records:

@@ -4,7 +4,8 @@ The JSON object (times in milliseconds a frame, of all rows of a batch together;
 
     command, version, model         what ran, and whose weights
     frame_ms                        length of a frame
-    plan                            frames, rounds, ages, batches, threads, directions, huge_pages
+    plan                            frames, rounds, ages, batches, threads, directions, huge_pages, provider (of graphs;
+                                    other programs run on the processor)
     machines                        one entry for each number of threads: see `machine.Machine`
     contenders                      name, group (ours, public, peer), layout, precision, frames_per_call
     loads                           contender, direction, threads, version, note, load_seconds, import_seconds,
@@ -12,8 +13,8 @@ The JSON object (times in milliseconds a frame, of all rows of a batch together;
     measurements                    contender, group, direction, way (bare, push, stream, clip), threads, batch,
                                     age_seconds (null for clips), calls, p50, p95, p99, low, high (least and greatest
                                     median of a round), cpu_p50, real_time_factor, streams_per_core, rss_bytes, and for
-                                    graphs bandwidth_ms (the time to read the weights once at the machine's best
-                                    rate) and bandwidth_fraction (that time over p50)
+                                    graphs on the processor bandwidth_ms (the time to read the weights once at the
+                                    machine's best rate) and bandwidth_fraction (that time over p50)
     skipped                         reason by contender
     targets                         name, must, aim, measured, processor (the same of processor times), verdict,
                                     detail, at_most: see `promises`
@@ -48,7 +49,7 @@ def as_json(
     frames = {contender.name: contender.frames_per_call for contender in contenders}
     least_ms = {
         (fact.contender, fact.direction, fact.threads): None
-        if fact.weight_bytes is None
+        if fact.weight_bytes is None or plan.provider != Plan.provider
         else fact.weight_bytes / rates[fact.threads] * 1e3 / frames[fact.contender]
         for fact in results.facts
     }
@@ -111,11 +112,12 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 _EXPLANATION = """\
-Weights: `{model}`. Heaps in {heaps}. {rounds} rounds in turns; medians of all calls. `rounds` is the least and the
-greatest median of a round, `cpu p50` the median processor time, which other programs disturb less than the time on the
-wall. `RTF` is time to compute over time of the audio, `streams` how many streams one core serves in real time.
-`bandwidth` is the time to read the weights at this machine's best rate over the time measured. `bare` is the session
-with bound buffers, `push` the runtime, `stream` another program frame by frame, `clip` one call on 10 s."""
+Weights: `{model}`. Graphs on {provider}, other programs on the processor. Heaps in {heaps}.
+{rounds} rounds in turns; medians of all calls. `rounds` is the least and the greatest median of a round, `cpu p50` the
+median processor time, which other programs disturb less than the time on the wall. `RTF` is time to compute over time
+of the audio, `streams` how many streams one core serves in real time. `bandwidth` is the time to read the weights at
+this machine's best rate over the time measured. `bare` is the session with bound buffers, `push` the runtime, `stream`
+another program frame by frame, `clip` one call on 10 s."""
 
 
 def _measured(record: Mapping[str, Any], narrow: bool) -> Row:

@@ -64,7 +64,8 @@ class _Run:
         if direction not in contender.directions or contender.name in self.results.skipped:
             return []
         try:
-            process = stack.enter_context(contender.start(direction, threads, self._audio, self._plan.huge_pages))
+            shared = (self._audio, self._plan.huge_pages, self._plan.provider)
+            process = stack.enter_context(contender.start(direction, threads, *shared))
         except MimiExportError as error:
             if contender.group != "peer":
                 raise

@@ -13,7 +13,7 @@ import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_table
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import ARTIFACTS, Force, Json, Revision
+from mimi_export.cli.options import ARTIFACTS, Force, Json, Provider, Revision
 from mimi_export.contract.files import refuse_taken
 from mimi_export.errors import ConfigError
 
@@ -31,10 +31,8 @@ def bench(
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Recording for the encoders [default: generated].")
     ] = None,
-    frames: Annotated[
-        int, typer.Option("--frames", metavar="N", min=1, help="Frames of each contender in a round.")
-    ] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of all contenders in turn.")] = 5,
+    frames: Annotated[int, typer.Option("--frames", metavar="N", min=1, help="Frames of each in a round.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of all in turn.")] = 5,
     ages: Annotated[str, typer.Option("--ages", metavar="S,…", help="Ages of the streams in seconds.")] = "2,20,600",
     batches: Annotated[
         str, typer.Option("--batches", metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
@@ -60,11 +58,12 @@ def bench(
         str | None,
         typer.Option("--peers-python", metavar="PATH", help="A python with moshi and rustymimi (`make bench-peers`)."),
     ] = None,
+    provider: Provider = "cpu",
     huge_pages: Annotated[
         bool,
         typer.Option(
             "--huge-pages",
-            help="Start all of them with memory in huge pages (Linux, glibc).",
+            help="Start all with memory in huge pages (Linux).",
         ),
     ] = False,
     show_targets: Annotated[bool, typer.Option("--targets", help="Also show what the project promises.")] = False,
@@ -77,7 +76,8 @@ def bench(
 ) -> None:
     """Measure latency, throughput, loading and memory of variants beside other ways to run Mimi, in turns.
 
-    The defaults take a few minutes on a quiet machine. A thorough run:
+    The defaults take a few minutes on a quiet machine. --provider is for graphs; other programs keep to the processor.
+    A thorough run:
 
     \b
       mimi-export bench --frames 25 --rounds 10 --batches 1,4,8,16,32 --threads 1,2 --peers-python PATH --targets
@@ -103,6 +103,7 @@ def bench(
         batches=tuple(_integers("--batches", batches)),
         threads=tuple(_integers("--threads", threads)),
         huge_pages=huge_pages,
+        provider=provider,
     )
     found = directories or default_directories(ARTIFACTS)
     with Steps() as steps:

@@ -9,7 +9,7 @@ import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_table
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, takes_options
+from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, takes_options
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 
 InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
@@ -107,6 +107,7 @@ def sensitivity(
         str | None, typer.Option("--model", metavar="MODEL", help="The reference [default: what the variant names].")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
+    provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
     """Convert with all weights in 8 bits, then with one group at a time in float32.
@@ -123,14 +124,18 @@ def sensitivity(
         from mimi_export.parity.clips import clips_from_files
         from mimi_export.parity.sensitivity import measure_sensitivity, speech_clip
     from mimi_export.contract.directory import load_artifact
+    from mimi_export.runtime.session import provider_name
 
+    provider_name(provider)  # refused before the model loads
     artifact = load_artifact(variant)
     source = artifact.manifest.source
     with Steps() as steps:
         steps.step(f"loading {model or source.model}")
         checkpoint = load_checkpoint(model) if model else load_source(source.model, source.revision)
         heard = speech_clip(artifact.geometry.sampling_rate, seconds) if clip is None else clips_from_files([clip])[0]
-        rows = measure_sensitivity(artifact, checkpoint, heard, options, seconds=seconds, progress=steps.step)
+        rows = measure_sensitivity(
+            artifact, checkpoint, heard, options, seconds=seconds, provider=provider, progress=steps.step
+        )
     if json:
         show_json({"command": "sensitivity", "variant": str(variant), "rows": [row.to_dict() for row in rows]})
         return

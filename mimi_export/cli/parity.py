@@ -16,7 +16,7 @@ import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import Force, Json
+from mimi_export.cli.options import Force, Json, Provider
 from mimi_export.errors import ConfigError, MeasurementError, MimiExportError, OutputError, ParityError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def parity(
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the first place in a failing graph that differs from PyTorch.")
     ] = False,
+    provider: Provider = "cpu",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -82,7 +83,9 @@ def parity(
         from mimi_export.parity.run import check_parity
     from mimi_export.contract.files import atomic_directory
     from mimi_export.contract.recipes import find_configs, load_variants
+    from mimi_export.runtime.session import provider_name
 
+    provider_name(provider)  # refused before a model loads
     depth = _depth(quick, deep, listen)
     ways = None if calls is None else _ways(calls)
     try:
@@ -104,6 +107,7 @@ def parity(
                 depth=depth,
                 variants=variants,
                 explain_failures=explain,
+                provider=provider,
                 progress=steps.step,
             )
         except OutputError:

@@ -58,13 +58,13 @@ def _projected_db(weights: Mapping[str, StoredWeight]) -> float:
     return COARSE_DB if coarse else LATENTS_DB
 
 
-def run_situations(files: Files, reference: Reference, truth: ReferenceClip) -> list[Outcome]:
+def run_situations(files: Files, reference: Reference, truth: ReferenceClip, provider: str = "cpu") -> list[Outcome]:
     """All graphs in all `situations`; data and states come from a clip."""
     artifact = files.artifact
     found: list[Outcome] = []
     for kind in artifact.manifest.shape.kinds:
         graph = artifact.spec(kind)
-        tapped = TappedGraph(artifact.graph_path(kind), graph)
+        tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
         integers = {name for name, weight in files.weights[kind].items() if weight.codes is not None}
         examiner = Examiner(

@@ -35,7 +35,7 @@ from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
 from mimi_export.parity.rounded import RoundedProducts
 from mimi_export.passes.taps import TAP_PREFIX
-from mimi_export.runtime.session import ort_errors
+from mimi_export.runtime.session import check_started, ort_errors, provider_name
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
 # of 11 bits 60, of 8 bits 30.
@@ -47,14 +47,13 @@ Array = npt.NDArray[Any]
 States = dict[str, Array]
 
 
-def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip) -> list[Explanation]:
+def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip, provider: str = "cpu") -> list[Explanation]:
     """The first difference of each graph; a graph without one is not in the list."""
     limit = LIMITS.get(artifact.manifest.precision, 60.0)
     found = []
     for kind, graph in artifact.manifest.specs.items():
-        lockstep = Lockstep(
-            TappedGraph(artifact.graph_path(kind), graph), streaming_graph(reference.checkpoint, graph), limit
-        )
+        tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
+        lockstep = Lockstep(tapped, streaming_graph(reference.checkpoint, graph), limit)
         for frames in (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES:
             explanation = lockstep.walk(truth, frames)
             if explanation is not None:
@@ -202,11 +201,12 @@ class TappedGraph:
     """A session of a graph file that shows its taps (`passes.taps`) as extra outputs; the file stays as it is.
 
     Any variant may be looked into whose passes kept the value names of the export; taps that it lacks are left out,
-    and those that are not in `only`. `GraphError` where the file is no ONNX graph or does not load.
+    and those that are not in `only`. `GraphError` where the file is no ONNX graph or does not load, `ConfigError` where
+    `provider` is not here or does not start.
     """
 
-    def __init__(self, path: Path, spec: GraphSpec, only: tuple[str, ...] | None = None) -> None:
-        self.spec = spec
+    def __init__(self, path: Path, spec: GraphSpec, only: tuple[str, ...] | None = None, provider: str = "cpu") -> None:
+        self.spec, provider = spec, provider_name(provider)
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -216,9 +216,10 @@ class TappedGraph:
             taps = [name.removeprefix(TAP_PREFIX) for name in names]
             self.taps = [name for name in taps if only is None or name in only]
             model.graph.output.extend(onnx.ValueInfoProto(name=TAP_PREFIX + name) for name in self.taps)
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
         except (DecodeError, OSError, RuntimeError, ValueError) as error:
             raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
+        check_started(self._session, provider)
 
     def initial_states(self, batch: int = 1) -> States:
         """Zeros that begin a stream, by name; a fixed batch stays what it is."""

@@ -40,6 +40,7 @@ from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Drift, Excerpt
 from mimi_export.parity.ties import Agreement, judge_codes, search
 from mimi_export.runtime import Codec, DecoderStream, Encoded
 from mimi_export.runtime.integers import check_artifact
+from mimi_export.runtime.session import provider_name
 from mimi_export.runtime.stream import SampleStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
@@ -58,6 +59,7 @@ def measure(
     progress: Progress = logger.info,
     reference: Reference | None = None,
     situations: bool = True,
+    provider: str = "cpu",
 ) -> VariantReport:
     """Measure one variant.
 
@@ -69,6 +71,7 @@ def measure(
         progress: told of each step.
         reference: shares the computed references between variants; by default one is made for this call.
         situations: whether to try what no clip brings, and to compare states.
+        provider: what computes the graphs.
 
     Raises:
         ArtifactError: the directory is no variant, a graph does not load or fails, or the model has other sizes.
@@ -87,17 +90,17 @@ def measure(
         )
     if reference is None:
         with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as own:
-            return Measurement(artifact, own, progress).run(listed, frames_per_call, situations)
-    return Measurement(artifact, reference, progress).run(listed, frames_per_call, situations)
+            return Measurement(artifact, own, progress, provider).run(listed, frames_per_call, situations)
+    return Measurement(artifact, reference, progress, provider).run(listed, frames_per_call, situations)
 
 
 class Measurement:
     """One variant beside a reference."""
 
-    def __init__(self, artifact: Artifact, reference: Reference, progress: Progress) -> None:
+    def __init__(self, artifact: Artifact, reference: Reference, progress: Progress, provider: str = "cpu") -> None:
         self.artifact, self.manifest, self.geometry = artifact, artifact.manifest, artifact.geometry
-        self.reference, self._told = reference, progress
-        self.codec = Codec(artifact)
+        self.reference, self._told, self.provider = reference, progress, provider_name(provider)
+        self.codec = Codec(artifact, providers=(provider,))
         self._progress("files and weights")
         self.files = read_files(artifact, reference.checkpoint)
         self.shape = artifact.manifest.shape
@@ -112,7 +115,7 @@ class Measurement:
             self.manifest.name,
             str(self.artifact.path),
             self.manifest,
-            tools=_machine(self.manifest.tools),
+            tools=_machine(self.manifest.tools, self.provider),
             faults=self.files.faults,
         )
         for clip in clips:
@@ -129,7 +132,7 @@ class Measurement:
                 if situations:
                     report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
                     self._progress("situations that no clip brings")
-                    report.outcomes = run_situations(self.files, self.reference, truth)
+                    report.outcomes = run_situations(self.files, self.reference, truth, self.provider)
             result.drift = _drift(result, self.geometry.frame_rate)
             report.clips.append(result)
         return report
@@ -155,7 +158,9 @@ class Measurement:
 
         Beside them, the codes are compared with an exact search of the graph's own latents in its own codebooks.
         """
-        graph = TappedGraph(self.artifact.encoder_path, self.artifact.spec("encoder"), only=(LATENTS,))
+        graph = TappedGraph(
+            self.artifact.encoder_path, self.artifact.spec("encoder"), only=(LATENTS,), provider=self.provider
+        )
         if not graph.taps and self.shape.head == "codes":
             return None
         states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
@@ -307,10 +312,11 @@ def _drift(result: ClipResult, frame_rate: float) -> dict[str, Drift]:
     }
 
 
-def _machine(tools: Mapping[str, str]) -> dict[str, str]:
-    """What the numbers depend on beside the files: versions, and the kind of processor."""
+def _machine(tools: Mapping[str, str], provider: str) -> dict[str, str]:
+    """What the numbers depend on beside the files: versions, and the kind of processor or what computed instead."""
     return {
         **tools,
+        **({} if provider == "CPUExecutionProvider" else {"provider": provider}),
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -44,6 +44,7 @@ def check_parity(
     depth: Depth = DEFAULT,
     variants: Mapping[str, Variant] | None = None,
     explain_failures: bool = False,
+    provider: str = "cpu",
     progress: Progress = logger.info,
     load: Load = load_checkpoint,
 ) -> ParityRun:
@@ -58,12 +59,14 @@ def check_parity(
         depth: how much to look at; reports say what was skipped.
         variants: configurations by name, for their budgets.
         explain_failures: look for the place that is to blame in variants that miss a budget.
+        provider: what computes the variants' graphs.
         progress: told of each step.
         load: how a checkpoint is loaded from model and revision.
 
     Raises:
         CheckpointError: a reference cannot be had.
         AudioError: a clip cannot be read.
+        ConfigError: there is no such provider, or it does not start.
     """
     run = ParityRun([])
     groups: dict[tuple[str, str | None], list[Artifact]] = {}
@@ -94,7 +97,9 @@ def check_parity(
             for artifact in artifacts:
                 try:
                     ways = depth.calls if frames_per_call is None else frames_per_call
-                    report = measure(artifact, checkpoint, listed, ways, progress, reference, depth.situations)
+                    report = measure(
+                        artifact, checkpoint, listed, ways, progress, reference, depth.situations, provider
+                    )
                     report.skipped = [*depth.skipped()]
                     if depth.structure:
                         progress(f"{report.name}: beside the graphs traced anew")
@@ -105,7 +110,7 @@ def check_parity(
                     report.checks = judge(report, budgets_for(artifact.manifest, variants or {}))
                     if explain_failures and not report.passed:
                         progress(f"{report.name}: looking for the place that differs")
-                        report.explanations = explain(artifact, reference, reference.clip(listed[0]))
+                        report.explanations = explain(artifact, reference, reference.clip(listed[0]), provider)
                     run.reports.append(report)
                 except ArtifactError as error:
                     run.not_measured.append(NotMeasured(str(artifact.path), str(error)))

@@ -93,6 +93,7 @@ def measure_sensitivity(
     options: Int8Options,
     *,
     seconds: float = 12.0,
+    provider: str = "cpu",
     progress: Progress = logger.info,
 ) -> list[Row]:
     """Measure every group of both graphs.
@@ -103,6 +104,7 @@ def measure_sensitivity(
         clip: what to stream.
         options: the conversion; its `keep_float` holds for every trial.
         seconds: how much of the clip to use.
+        provider: what computes the trials' graphs; the calibration keeps to the processor.
         progress: told of each trial.
 
     Returns:
@@ -110,6 +112,7 @@ def measure_sensitivity(
 
     Raises:
         ArtifactError: the variant is converted already.
+        ConfigError: there is no such provider, or it does not start.
     """
     if artifact.manifest.precision != "fp32":
         raise ArtifactError(f"{artifact.path} is {artifact.manifest.precision} already; measure its fp32 parent")
@@ -118,7 +121,7 @@ def measure_sensitivity(
         truth = reference.clip(clip)
         calibration = Calibration(artifact.geometry, options.calibrate)
         for kind in artifact.manifest.shape.kinds:  # the encoder first, which calibrates the decoder
-            rows += _Graph(artifact, kind, truth, options, seconds, calibration, progress).rows()
+            rows += _Graph(artifact, kind, truth, options, seconds, calibration, provider, progress).rows()
     return rows
 
 
@@ -133,10 +136,11 @@ class _Graph:
         options: Int8Options,
         seconds: float,
         calibration: Calibration,
+        provider: str,
         progress: Progress,
     ) -> None:
         self.spec, self.kind, self.options = artifact.spec(kind), kind, options
-        self.truth, self.progress = truth, progress
+        self.truth, self.provider, self.progress = truth, provider, progress
         self.frames_per_call = self.spec.shape.frames_per_call or 1
         self.calls = max(1, math.ceil(int(seconds * artifact.geometry.frame_rate) / self.frames_per_call))
         self.model = ir.load(artifact.graph_path(kind))
@@ -163,7 +167,8 @@ class _Graph:
             path = Path(folder) / self.spec.file_name
             ir.save(model, path)
             mib = path.stat().st_size / 2**20
-            graph = TappedGraph(path, self.spec, ("latents",) if self.kind == "encoder" else ())
+            taps = ("latents",) if self.kind == "encoder" else ()
+            graph = TappedGraph(path, self.spec, taps, self.provider)
         return _Trial(self._snr_db(graph), mib, graph)
 
     def _snr_db(self, graph: TappedGraph) -> float:

@@ -54,7 +54,7 @@ class GraphSession:
     ) -> None:
         self.path = Path(path)
         self.spec = spec
-        names = [_provider(name) for name in providers]
+        names = [provider_name(name) for name in providers]
         self.device = "cuda" if names[:1] == ["CUDAExecutionProvider"] else "cpu"
         if prepared is not None and names != ["CPUExecutionProvider"]:
             raise ConfigError(f"prepared graphs are for the provider cpu alone, got {', '.join(names)}; load without")
@@ -91,13 +91,19 @@ def _open(path: Path, threads: int, providers: Sequence[str], prepared: Path | N
         session = ort.InferenceSession(str(path), options, providers=list(providers))
     except ort_errors() as error:
         raise GraphError(f"{path} does not load in onnxruntime {ort.__version__}: {_line(error)}") from error
-    if providers and session.get_providers()[0] != providers[0]:  # onnxruntime goes on with the processor instead
-        raise ConfigError(f"{providers[0]} does not start here, see onnxruntime's log; is its driver installed?")
+    if providers:
+        check_started(session, providers[0])
     return session
 
 
-def _provider(name: str) -> str:
-    """The provider's full name, whether it was given in full or short, in capitals or not."""
+def check_started(session: ort.InferenceSession, provider: str) -> None:
+    """`ConfigError` where onnxruntime went on with the processor instead of the provider of this full name."""
+    if session.get_providers()[0] != provider:
+        raise ConfigError(f"{provider} does not start here, see onnxruntime's log; is its driver installed?")
+
+
+def provider_name(name: str) -> str:
+    """The provider's full name, whether `name` is full or short, in capitals or not; `ConfigError` if not here."""
     offered = ort.get_available_providers()
     for full in offered:
         if name.lower() in (full.lower(), full.removesuffix(_SUFFIX).lower()):
