@@ -56,7 +56,7 @@ def check_graph_file(path: Path) -> int:
         raise GraphError(f"{path} asks for operators of {foreign or 'nobody'}, expected ONNX's own")
     home = path.parent.resolve()
     for place in places:
-        if not (home / place).resolve().is_relative_to(home):
+        if "\0" in place or not (home / place).resolve().is_relative_to(home):
             raise GraphError(f"{path} asks for data in {shown(place)}, which is outside its directory")
     return opset
 
