@@ -104,7 +104,9 @@ def outside(where: str, weight: str | None = "convs.enc_12.weight"):
     return change
 
 
-@pytest.mark.parametrize("where", ["../secret.bin", "/etc/hostname", "link.bin", "a/../../secret.bin", "../\x1b[2J", "a\0b"])
+@pytest.mark.parametrize(
+    "where", ["../secret.bin", "/etc/hostname", "link.bin", "a/../../secret.bin", "../\x1b[2J", "a\0b"]
+)
 @pytest.mark.parametrize("weight", ["convs.enc_12.weight", None])
 def test_data_from_outside(changed, capsys, tmp_path, where, weight):
     directory = changed(outside(where, weight))

@@ -87,6 +87,7 @@ class Examiner:
         self._steps = steps
         self._lockstep, self._graph = lockstep, lockstep.tapped.spec
         self._quantizers, self._exactly_db = quantizers, exactly_db
+        self._rounded: set[str] = set()
 
     def run(self, situations: Iterator[Situation]) -> Iterator[Outcome]:
         """The outcome of each situation."""
@@ -112,13 +113,14 @@ class Examiner:
         young = _joined([row.states for row in rows])
         shifts = [row.older for row in rows]
         one, present = self._lockstep.step(data, young)
-        other = self._lockstep.step(data, young, otherwise=True)[0] if self._lockstep.rounded else one
+        other = self._otherwise(data, young) if self._lockstep.rounded and not self._rounded else {}
+        self._rounded |= {name for name in other if not np.array_equal(one[name], other[name])}
         right = one | named_present(older(present, shifts, self._steps))
         got, _ = self._lockstep.tapped.step(data, older(young, shifts, self._steps))
         rounded = False
         for name in (name for name in self._lockstep.order(right) if name in got):
             if not name.startswith("present_"):
-                rounded = not np.array_equal(one[name], other[name])
+                rounded = name in self._rounded
             axis = 1 if name.startswith("transformer_") else 0
             gain = GAIN if name == self._graph.data_output.name else STAGE_GAIN
             for index, row in enumerate(rows):
@@ -129,11 +131,18 @@ class Examiner:
                     db = self._codes(got["latents"][index], got[name][index])
                 elif rounded:
                     db = agreement(right[name].take([index], axis), got[name].take([index], axis))
-                    natural = agreement(one[name].take([index], axis), other[name].take([index], axis))
-                    limit = min(ROUNDED_DB, natural - FURTHER_DB)
+                    limit = ROUNDED_DB
+                    if db < limit:
+                        other = other or self._otherwise(data, young)
+                        natural = agreement(one[name].take([index], axis), other[name].take([index], axis))
+                        limit = min(limit, natural - FURTHER_DB)
                 else:
                     db = _agreement(right[name].take([index], axis), got[name].take([index], axis), gain)
                 yield _Place(row.name, name, db, limit)
+
+    def _otherwise(self, data: Array, states: States) -> States:
+        """Every place of a call whose activations are rounded another way."""
+        return self._lockstep.step(data, states, otherwise=True)[0]
 
     def _codes(self, latents: Array, codes: Array) -> float:
         """Codes are the nearest to the graph's own latents `[T, hidden]`, or they are wrong."""
