@@ -218,9 +218,9 @@ test("a file that was changed on the way is refused", options, async () => {
 test("a full store is no failure, and is said", options, async () => {
   const full = "const real = caches.open.bind(caches); caches.open = async (name) => { const c = await real(name); c.put = async () => { throw new DOMException('Quota exceeded.', 'QuotaExceededError'); }; return c; };\n";
   const prepare = (page) =>
-    page.route("**/worker.js", async (route) => {
-      const response = await route.fetch();
-      await route.fulfill({ response, body: full + (await response.text()) });
+    page.route("**/worker.js", (route) => {
+      const body = full + fs.readFileSync(path.join(SITE, "worker.js"), "utf8");
+      return route.fulfill({ body, contentType: "text/javascript", headers: HEADERS });
     });
   const page = await open({ prepare });
   assert.match((await load(page)).state, /runs on/);
