@@ -15,6 +15,7 @@ from mutations import (
 
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.precision import Fp16Options, Int8Options
+from mimi_export.errors import ConfigError
 from mimi_export.export.convert import convert
 from mimi_export.media.signals import speech_like
 from mimi_export.parity.checks import DEFAULT_BUDGETS, judge
@@ -54,6 +55,12 @@ def failures(path: Path, reference: Reference) -> list[str]:
 @pytest.mark.parametrize("name", ["fp32", "ring", "fp16", "int8", "books"])
 def test_right_graphs_pass(variants, reference, name):
     assert failures(variants[name], reference) == []
+
+
+def test_graphs_run_on_the_provider(variants, reference):
+    files = read_files(load_artifact(variants["fp32"]), reference.checkpoint)
+    with pytest.raises(ConfigError, match="no abacus here"):
+        run_situations(files, reference, reference.clip(CLIP), "abacus")
 
 
 @pytest.mark.parametrize(

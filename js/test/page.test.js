@@ -9,7 +9,7 @@ import { chromium } from "playwright-core";
 
 const SITE = process.env.MIMI_SITE;
 const VARIANTS = process.env.MIMI_VARIANTS; // with the clips and Python's codes
-const options = SITE && process.env.MIMI_BROWSER ? { timeout: 120_000 } : { skip: "MIMI_SITE and MIMI_BROWSER are not set; tests/test_page.py sets them" };
+const options = SITE && process.env.MIMI_BROWSER ? { timeout: 120_000 } : { skip: "MIMI_SITE and MIMI_BROWSER are not set; tests/test_web.py sets them" };
 const TYPES = { ".html": "text/html", ".css": "text/css", ".wasm": "application/wasm", ".js": "text/javascript", ".mjs": "text/javascript" };
 const HEADERS = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 const CLIP = path.join(VARIANTS ?? "", "made.wav");

@@ -1,4 +1,4 @@
-"""What is looked at beside the clips: the files, and the graphs in situations that no clip brings."""
+"""What is looked at beside what clips sound like: the files, latents, and situations that no clip brings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimi_export.contract.directory import Artifact
-from mimi_export.contract.spec import GraphKind
+from mimi_export.contract.spec import LATENTS, GraphKind
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.audit import audit_files, audit_weights, load_model
 from mimi_export.parity.explain import Lockstep, TappedGraph
-from mimi_export.parity.reference import Reference, ReferenceClip, decoder_input
-from mimi_export.parity.results import Outcome
+from mimi_export.parity.metrics import Comparison, Difference, Energies
+from mimi_export.parity.reference import Reference, ReferenceClip, decoder_input, graph_input
+from mimi_export.parity.results import ClipResult, Outcome
 from mimi_export.parity.situations import CALL_SIZES, Examiner, full_window, situations, turning_steps
-from mimi_export.parity.stored import StoredWeight, constants, step_functions, stored_quantizers, stored_weights
-from mimi_export.parity.ties import LATENTS_DB, ResidualQuantizer
+from mimi_export.parity.stored import (
+    StoredWeight,
+    constants,
+    integers,
+    step_functions,
+    stored_quantizers,
+    stored_weights,
+)
+from mimi_export.parity.ties import LATENTS_DB, Agreement, ResidualQuantizer, judge_codes, search
 
 COARSE_DB = 35.0  # how exactly a graph knows what it quantises by activations of 8 bits, which leave 41 dB
+LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 
 
 @dataclass
@@ -53,9 +62,34 @@ def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
 
 def _projected_db(weights: Mapping[str, StoredWeight]) -> float:
     """How exactly an encoder knows the projection of its own latents: in float32, or by rounded activations."""
-    rounded = [name for name, weight in weights.items() if weight.codes is not None]
-    coarse = any(".codebooks." in name or name.endswith(".projection") for name in rounded)
+    coarse = any(".codebooks." in name or name.endswith(".projection") for name in integers(weights))
     return COARSE_DB if coarse else LATENTS_DB
+
+
+def compare_latents(files: Files, truth: ReferenceClip, result: ClipResult, provider: str = "cpu") -> Difference | None:
+    """Compare the latents inside the encoder, where the file still names them; notes energies per frame.
+
+    No graph gives them, so a session of its own shows them. Beside them, the codes are compared with an exact search of
+    the graph's own latents in its own codebooks.
+    """
+    shape = files.artifact.manifest.shape
+    graph = TappedGraph(files.artifact.encoder_path, files.artifact.spec("encoder"), only=(LATENTS,), provider=provider)
+    if not graph.taps and shape.head == "codes":
+        return None
+    states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
+    for call in truth.calls([shape.frames_per_call or LATENT_FRAMES]):
+        shown, states = graph.step(graph_input(call, graph.spec), states)
+        frames = call.codes.shape[1]
+        latents = shown[LATENTS][0, :frames].T
+        if files.quantizers:
+            codes = shown["audio_codes"][0, :, :frames]
+            nearest = search(files.quantizers, latents, shape.num_codebooks)
+            searched.push(judge_codes(files.quantizers, latents, nearest, codes, files.projected_db))
+        comparison.push(call.latents, latents)
+        energies.push(call.latents.T, latents.T)
+    result.timeline.energies["latents"] = energies.arrays()
+    result.searched = searched if searched.codes else None
+    return comparison.difference
 
 
 def run_situations(files: Files, reference: Reference, truth: ReferenceClip, provider: str = "cpu") -> list[Outcome]:
@@ -66,9 +100,9 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip, pro
         graph = artifact.spec(kind)
         tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
-        integers = {name for name, weight in files.weights[kind].items() if weight.codes is not None}
+        rounded = integers(files.weights[kind])
         examiner = Examiner(
-            Lockstep(tapped, module, rounded=[w for name, w in module.named_parameters() if name in integers]),
+            Lockstep(tapped, module, rounded=[w for name, w in module.named_parameters() if name in rounded]),
             files.quantizers if kind == "encoder" else [],
             files.projected_db,
             files.steps[kind],

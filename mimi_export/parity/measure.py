@@ -1,8 +1,8 @@
 """Run a variant's graphs as streams beside batch PyTorch, and measure how far they are apart.
 
 Every clip goes through the files as they are, one frame a call, by the same runtime that users have. The first clip
-goes through them in other ways to call, too. Latents, which no graph gives, come from a second session that shows
-them (`tapped`). All sums run along, so memory does not grow with the clip but for a few numbers a frame.
+goes through them in other ways to call, too. All sums run along, so memory does not grow with the clip but for a few
+numbers a frame.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ import onnxruntime
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.spec import LATENTS, GraphKind
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip, clips_from_arrays
 from mimi_export.parity.depth import FRAMES_PER_CALL
-from mimi_export.parity.examine import read_files, run_situations
-from mimi_export.parity.explain import TappedGraph, agreement
-from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference, Energies
+from mimi_export.parity.examine import compare_latents, read_files, run_situations
+from mimi_export.parity.explain import agreement
+from mimi_export.parity.metrics import Audio, AudioComparison, Comparison
 from mimi_export.parity.reference import (
     Piece,
     Reference,
     ReferenceClip,
     decoder_input,
-    graph_input,
     wanted_codebooks,
 )
-from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Drift, Excerpt, Timeline, Timing, VariantReport
-from mimi_export.parity.ties import Agreement, judge_codes, search
+from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Excerpt, Timeline, Timing, VariantReport
+from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream, Encoded
 from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.session import provider_name
 from mimi_export.runtime.stream import SampleStream
 
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
-LATENT_FRAMES = 4  # frames a call where latents are looked at; any number does
 EXCERPT_SECONDS = 12.0
 
 Array = npt.NDArray[Any]
@@ -123,7 +121,7 @@ class Measurement:
             self._progress(f"{clip.name}, {ways[0]} frame(s) a call")
             run = _Run(self, truth)
             result = run.whole(_pattern(ways[0]), str(ways[0]))
-            result.latents = self._latents(truth, result)
+            result.latents = compare_latents(self.files, truth, result, self.provider)
             if not report.clips:
                 for way in ways[1:]:
                     self._progress(f"{clip.name}, {way} frame(s) a call")
@@ -133,7 +131,7 @@ class Measurement:
                     report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
                     self._progress("situations that no clip brings")
                     report.outcomes = run_situations(self.files, self.reference, truth, self.provider)
-            result.drift = _drift(result, self.geometry.frame_rate)
+            result.drift = result.timeline.drift(round(DRIFT_SECONDS * self.geometry.frame_rate))
             report.clips.append(result)
         return report
 
@@ -152,31 +150,6 @@ class Measurement:
     def _states(self, truth: ReferenceClip, kind: GraphKind, found: Mapping[str, Array]) -> dict[str, float]:
         right = self.reference.states(truth, self.artifact.spec(kind))
         return {name: agreement(right[name], found[name]) for name in right}
-
-    def _latents(self, truth: ReferenceClip, result: ClipResult) -> Difference | None:
-        """Compare the latents inside the encoder, where the file still names them; notes energies per frame.
-
-        Beside them, the codes are compared with an exact search of the graph's own latents in its own codebooks.
-        """
-        graph = TappedGraph(
-            self.artifact.encoder_path, self.artifact.spec("encoder"), only=(LATENTS,), provider=self.provider
-        )
-        if not graph.taps and self.shape.head == "codes":
-            return None
-        states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()
-        for call in truth.calls([self.manifest.shape.frames_per_call or LATENT_FRAMES]):
-            shown, states = graph.step(graph_input(call, graph.spec), states)
-            frames = call.codes.shape[1]
-            latents = shown[LATENTS][0, :frames].T
-            if self.files.quantizers:
-                codes = shown["audio_codes"][0, :, :frames]
-                nearest = search(self.files.quantizers, latents, self.shape.num_codebooks)
-                searched.push(judge_codes(self.files.quantizers, latents, nearest, codes, self.files.projected_db))
-            comparison.push(call.latents, latents)
-            energies.push(call.latents.T, latents.T)
-        result.timeline.energies["latents"] = energies.arrays()
-        result.searched = searched if searched.codes else None
-        return comparison.difference
 
 
 class _Run:
@@ -300,16 +273,6 @@ def _pattern(way: int | str) -> Sequence[int]:
     if not isinstance(way, int) or way < 1:
         raise ValueError(f"frames per call is {way!r}, expected 1 or more, or 'mixed'")
     return (way,)
-
-
-def _drift(result: ClipResult, frame_rate: float) -> dict[str, Drift]:
-    frames, total, timeline = round(DRIFT_SECONDS * frame_rate), result.num_frames, result.timeline
-    if total < 2 * frames:
-        return {}
-    return {
-        what: Drift(timeline.snr_db(what, 0, frames), timeline.snr_db(what, total - frames, total))
-        for what in timeline.energies
-    }
 
 
 def _machine(tools: Mapping[str, str], provider: str) -> dict[str, str]:

@@ -127,6 +127,16 @@ class Timeline:
         signal, error = self.energies[what]
         return decibels(float(signal[start:stop].sum()), float(error[start:stop].sum()))
 
+    def drift(self, frames: int) -> dict[str, Drift]:
+        """Between the first and the last so many frames; nothing for a clip that has not twice as many."""
+        total = self.verdict.shape[1]
+        if total < 2 * frames:
+            return {}
+        ends = {
+            what: (self.snr_db(what, 0, frames), self.snr_db(what, total - frames, total)) for what in self.energies
+        }
+        return {what: Drift(*both) for what, both in ends.items()}
+
 
 @dataclass(frozen=True)
 class Drift:

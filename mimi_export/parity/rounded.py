@@ -16,15 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from mimi_export.passes.int8_matmuls import FINER, STEPS, TINY
 
-NUDGE = 0.3  # of the finer step
+NUDGE = 0.3  # of the finer step, up and down in turns: so large a share of values is rounded otherwise
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class RoundedProducts(TorchFunctionMode):
     """While it is entered, rows that are multiplied by one of `weights` are rounded twice first.
 
-    With `otherwise` every second value goes to the other side more often: what
-    then differs is what roundings alone may do.
+    With `otherwise` three values in ten go to the other side: what then differs is what roundings alone may do.
     """
 
     def __init__(self, weights: Iterable[Tensor], otherwise: bool = False) -> None:

@@ -52,6 +52,11 @@ def stored_weights(arrays: Mapping[str, Array], names: Mapping[str, Any]) -> dic
     return {name: _weight(name, arrays) for name in names if name in arrays}
 
 
+def integers(weights: Mapping[str, StoredWeight]) -> set[str]:
+    """The names of those that are stored as integers, whose products round their activations."""
+    return {name for name, weight in weights.items() if weight.codes is not None}
+
+
 def step_functions(
     checkpoint: Checkpoint, graph: GraphSpec, weights: Mapping[str, StoredWeight] | None = None
 ) -> StreamingGraph:
