@@ -156,6 +156,24 @@ def test_a_good_graph_is_looked_at_once(tiny_variant, cache, monkeypatch):
         assert load(tiny_variant(8)).encoder.graph
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_what_the_processor_gave_says_nothing_of_another_provider(tiny_variant, cache, monkeypatch):
+    monkeypatch.setattr(
+        "mimi_export.runtime.session.ort.get_available_providers",
+        lambda: ["CPUExecutionProvider", "AbacusExecutionProvider"],
+    )
+    monkeypatch.setattr("mimi_export.runtime.session.check_started", lambda *_: None)
+    assert load(tiny_variant(8)).encoder.graph
+    assert load(tiny_variant(8), providers=["CPUExecutionProvider"]).encoder.graph
+    assert len(list(cache.iterdir())) == 1, "short and full name are the same"
+    looked = []
+    monkeypatch.setattr(first_use, "_compare", lambda *_: looked.append(1))
+    for _ in range(2):
+        assert load(tiny_variant(8), providers=["abacus", "cpu"]).encoder.graph
+    assert looked == [1]
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_the_look_takes_little_time(tiny_variant, monkeypatch):
     """Of the processor's: a frame of a full-size graph is 20 ms of the 50 that it may take."""
     spent = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mimi_export.contract.directory import Artifact, load_artifact
@@ -23,12 +22,9 @@ class _Half:
 
     kind: GraphKind
 
-    def __init__(
-        self, artifact: Artifact, open_graph: Callable[[Path, GraphSpec], GraphSession], checked: bool
-    ) -> None:
+    def __init__(self, artifact: Artifact, open_graph: Callable[[GraphKind], GraphSession]) -> None:
         self._artifact = artifact
         self._open_graph = open_graph
-        self._checked = checked
         self._graph: GraphSession | None = None
 
     def __repr__(self) -> str:
@@ -48,8 +44,7 @@ class _Half:
     def graph(self) -> GraphSession:
         """The session; loading it raises what `GraphSession` and `open_checked` do."""
         if self._graph is None:
-            opened = partial(self._open_graph, self._artifact.graph_path(self.kind), self.spec)
-            self._graph = open_checked(self._artifact, self.kind, opened) if self._checked else opened()
+            self._graph = self._open_graph(self.kind)
         return self._graph
 
 
@@ -95,15 +90,22 @@ class Codec:
     Args:
         artifact: the variant directory.
         checked: look at each graph when it is used for the first time on this machine, see `first_use`.
-        settings: of each session, see `GraphSession`: `threads`, `providers`, `huge_pages`, `prepared`.
+        providers: what computes, see `GraphSession`.
+        settings: more of each session: `threads`, `huge_pages`, `prepared`.
     """
 
-    def __init__(self, artifact: Artifact, *, checked: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, artifact: Artifact, *, checked: bool = False, providers: Sequence[str] = CPU, **settings: Any
+    ) -> None:
+        def open_graph(kind: GraphKind) -> GraphSession:
+            opened = partial(
+                GraphSession, artifact.graph_path(kind), artifact.spec(kind), providers=providers, **settings
+            )
+            return open_checked(artifact, kind, opened, providers) if checked else opened()
+
         self.artifact = artifact
         self.geometry = artifact.geometry
-        open_graph = partial(GraphSession, **settings)
-        self.encoder = Encoder(artifact, open_graph, checked)
-        self.decoder = Decoder(artifact, open_graph, checked)
+        self.encoder, self.decoder = Encoder(artifact, open_graph), Decoder(artifact, open_graph)
 
     def __repr__(self) -> str:
         manifest, shape = self.artifact.manifest, self.artifact.manifest.shape
@@ -149,5 +151,5 @@ def load(
 
         directory = fetch_variant(Place.of(str(directory), variant), revision).path
     artifact = load_artifact(directory, verify_hashes)
-    settings = {"threads": threads, "providers": providers, "huge_pages": huge_pages, "prepared": prepared}
-    return Codec(artifact, checked=True, **settings)
+    settings = {"threads": threads, "huge_pages": huge_pages, "prepared": prepared}
+    return Codec(artifact, checked=True, providers=providers, **settings)

@@ -2,13 +2,14 @@
 
 A processor or an onnxruntime that computes something else says nothing. So before a stream is made, one call of the
 golden clip is replayed, and what is grossly wrong is refused; `mimi-export verify` replays all of it. That it was right
-is kept for the file as it is, this processor and this onnxruntime, so that it costs a call only once.
+is kept for the file as it is, this processor, this onnxruntime and what computes in it, so that it costs a call only
+once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnxruntime as ort
@@ -20,7 +21,7 @@ from mimi_export.errors import ParityError
 from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.processor import fingerprint
 from mimi_export.runtime.replay import GOLDEN_NAME, cause, check_rate, read_golden, run_clip, snr_db
-from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.session import GraphSession, provider_name
 
 FOLDER = "first-use"
 # Of the codes of one call, and of its latents or audio in dB: rounding to 8 bits leaves 0.7 and 33 at least, sums that
@@ -28,15 +29,18 @@ FOLDER = "first-use"
 LEAST_EQUAL, LEAST_DB = 0.3, 20.0
 
 
-def open_checked(artifact: Artifact, kind: GraphKind, open_graph: Callable[[], GraphSession]) -> GraphSession:
-    """Open a graph, and check file and result where that was not done on this machine.
+def open_checked(
+    artifact: Artifact, kind: GraphKind, open_graph: Callable[[], GraphSession], providers: Sequence[str]
+) -> GraphSession:
+    """Open a graph, and check file and result where that was not done on this machine with these providers.
 
     Raises:
+        ConfigError: onnxruntime has no such provider here.
         GraphError: the file is damaged, wants what no graph of ours does, is for another rate, or does not load.
         ParityError: it computes something else than where it was made.
     """
     path = artifact.graph_path(kind)
-    stamp = cache_root() / FOLDER / _name(artifact, path)
+    stamp = cache_root() / FOLDER / _name(artifact, path, providers)
     known = stamp.exists()
     if not known:
         check_graph_file(path)
@@ -53,9 +57,10 @@ def open_checked(artifact: Artifact, kind: GraphKind, open_graph: Callable[[], G
     return graph
 
 
-def _name(artifact: Artifact, path: Path) -> str:
+def _name(artifact: Artifact, path: Path, providers: Sequence[str]) -> str:
     facts, entry = path.stat(), artifact.manifest.files[path.name]
-    what = f"{entry.sha256} {facts.st_size} {facts.st_mtime_ns} {ort.__version__} {fingerprint()}"
+    computing = f"{ort.__version__} {[provider_name(name) for name in providers]} {fingerprint()}"
+    what = f"{entry.sha256} {facts.st_size} {facts.st_mtime_ns} {computing}"
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
