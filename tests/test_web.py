@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+import soundfile
+from conftest import REPOSITORY, SHARED
 from node_tools import need_node, run_node
 from test_js import PACKAGE, variants
 from test_report_browser import BROWSERS
 
 from mimi_export.media.codes import read_codes
+from mimi_export.media.signals import speech_like
 from mimi_export.web import onnxruntime as web_runtime
 from mimi_export.web.onnxruntime import FILES, VERSION, find_onnxruntime_web
 from mimi_export.web.serve import make_server
@@ -137,14 +139,24 @@ def test_page(site, variants, cli, tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    soundfile.write(tmp_path / "made.flac", speech_like(4.0, 12, 16_000), 16_000)
+    recordings = [path for path in (tmp_path / "made.flac", SHARED / "audio" / "jfk.flac") if path.exists()]
     places = {"MIMI_SITE": site, "MIMI_VARIANTS": variants, "MIMI_BROWSER": browser, "MIMI_OUT": tmp_path}
     environment = os.environ | {name: str(path) for name, path in places.items()}
+    environment["MIMI_RECORDINGS"] = os.pathsep.join(map(str, recordings))
     run = subprocess.run(
         ["node", "--test", "test/page.test.js"], cwd=PACKAGE, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr
-    assert int(re.search(r"(?:#|ℹ) pass (\d+)", run.stdout)[1]) >= 12
+    assert int(re.search(r"(?:#|ℹ) pass (\d+)", run.stdout)[1]) >= 12 + len(recordings)
 
+    for path in recordings:
+        name = tmp_path / path.name
+        soundfile.write(name.with_suffix(".wav"), np.fromfile(f"{name}.f32", np.float32), 24_000, subtype="FLOAT")
+        arguments = (name.with_suffix(".wav"), f"{name}.wanted.safetensors", "--variant", variants / "window")
+        assert cli("encode", *arguments)[0] == 0
+        found, wanted = (read_codes(f"{name}{end}.safetensors").codes for end in ("", ".wanted"))
+        assert np.array_equal(found, wanted), path.name
     assert cli("encode", SAMPLE, tmp_path / "wanted.safetensors", "--variant", variants / "window")[0] == 0
     found, wanted = (read_codes(tmp_path / name).codes for name in ("sample.safetensors", "wanted.safetensors"))
     frames = min(found.shape[2], wanted.shape[2])

@@ -103,6 +103,24 @@ for (const [precision, variant, least] of [["fp32", "window", 1], ["fp16", "fp16
   });
 }
 
+for (const file of process.env.MIMI_OUT ? process.env.MIMI_RECORDINGS.split(path.delimiter) : []) {
+  test(`${path.basename(file)}, of another rate: codes and the samples that the browser makes of it`, options, async () => {
+    const page = await open();
+    await load(page);
+    const bytes = fs.readFileSync(file).toString("base64");
+    const samples = await page.evaluate(async (text) => {
+      const audio = await new OfflineAudioContext(1, 1, 24_000).decodeAudioData(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+      const channels = Array.from({ length: audio.numberOfChannels }, (_, channel) => audio.getChannelData(channel));
+      return [...channels[0].map((_, i) => channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length)];
+    }, bytes);
+    await give(page, file, (samples.length / 24_000).toFixed(1));
+    const name = path.join(process.env.MIMI_OUT, path.basename(file));
+    fs.writeFileSync(`${name}.f32`, Float32Array.from(samples));
+    fs.writeFileSync(`${name}.safetensors`, await download(page, "save-codes"));
+    await page.context().close();
+  });
+}
+
 test("the built-in sample is encoded and decoded, and shown", options, async () => {
   const page = await open();
   await load(page);
