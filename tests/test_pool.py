@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import snr
+from helpers import DECODER_SNR, snr
 
 from mimi_export.errors import AudioError, CodesError, ConfigError, StreamError
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.runtime import StreamPool, load
+from mimi_export.runtime import pool as pooling
 
 
 @pytest.fixture(scope="module")
@@ -121,29 +122,87 @@ def test_flush_makes_the_last_call_ready(codec, tiny_checkpoint) -> None:
     assert stream.flush() == 0
 
 
-def test_a_stream_moves_between_pools(codec) -> None:
-    """Its states and what it has buffered go along, whatever lay in the row; its old row is free."""
-    frame = codec.geometry.frame_size
-    clip = speech_like(2.0, seed=6)[: 20 * frame].astype(np.float32)
-    wanted = codec.encoder.stream().push(clip)[0]
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_blocks_of_any_rows(codec, kind) -> None:
+    """Any streams that are asked step, from any row on; those between them and those that have no data keep all."""
     rng = np.random.default_rng(1)
-    pools = StreamPool(codec.encoder, 3), StreamPool(codec.encoder, 3)
-    other, stream = pools[0].open(), pools[0].open()
-    got = []
+    half, size = getattr(codec, kind), codec.geometry.frame_size if kind == "encoder" else 1
+    clips = [speech_like(2.0, seed)[: 20 * 1920].astype(np.float32) for seed in range(5)]
+    if kind == "decoder":
+        clips = [codec.encoder.stream().push(clip)[0] for clip in clips]
+    pool = StreamPool(half, 6)
+    streams = [pool.open() for _ in range(6)]
+    streams.pop(3).close()  # a free row among them
+    got, pushed = {stream: [] for stream in streams}, dict.fromkeys(streams, 0)
+    begun = set()
+    while any(len(parts) < 20 for parts in got.values()):
+        garble(pool, rng)
+        for stream, clip in zip(streams, clips, strict=True):
+            if pushed[stream] < 20 and rng.random() < 0.5:
+                stream.push(clip[..., pushed[stream] * size : (pushed[stream] + 1) * size])
+                pushed[stream] += 1
+        asked = [stream for stream in streams if rng.random() < 0.5]
+        before = {stream: stream.ready for stream in streams}
+        outputs = pool.step(asked)
+        rows = [stream.row for stream, _ in outputs]
+        assert rows == sorted(stream.row for stream in asked if before[stream])
+        begun |= {(rows[0], rows[-1])} if rows else set()
+        for stream, output in outputs:
+            got[stream].append(output)
+    assert {first for first, _ in begun} == {0, 1, 2, 4, 5}
+    assert max(last - first for first, last in begun) == 5
+    for stream, clip in zip(streams, clips, strict=True):
+        wanted, found = half.stream().push(clip)[0], np.concatenate(got[stream], axis=-1)
+        if kind == "encoder":
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            assert snr(wanted, found) > DECODER_SNR
+
+
+def test_few_bindings_are_kept(codec, monkeypatch) -> None:
+    monkeypatch.setattr(pooling, "BLOCKS", 3)
+    pool = StreamPool(codec.encoder, 4)
+    streams = [pool.open() for _ in range(4)]
+    clip = speech_like(1.0, seed=6)[: 12 * 1920].astype(np.float32)
+    got = {stream: [] for stream in streams}
+    for number in range(12):
+        for stream in streams:
+            stream.push(clip[number * 1920 : (number + 1) * 1920])
+            got[stream] += [output for _, output in pool.step([stream])]
+        assert len(pool._calls) <= 3
+    wanted = codec.encoder.stream().push(clip)[0]
+    for parts in got.values():
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), wanted)
+
+
+def test_streams_change_rows(codec) -> None:
+    """Their states and what they have buffered go along, whatever lay in the rows."""
+    frame = codec.geometry.frame_size
+    clips = [speech_like(2.0, seed)[: 20 * frame].astype(np.float32) for seed in range(3)]
+    rng = np.random.default_rng(1)
+    pool = StreamPool(codec.encoder, 5)
+    streams = [pool.open() for _ in range(3)]
+    got = {stream: [] for stream in streams}
     for number in range(20):
-        stream.push(clip[number * frame : (number + 1) * frame])
+        for stream, clip in zip(streams, clips, strict=True):
+            stream.push(clip[number * frame : (number + 1) * frame])
         if number % 3 == 2:
-            target = pools[int(rng.integers(0, 2))]
-            garble(target, rng)
-            stream.move(target)
-            assert sum(len(pool._streams) for pool in pools) == 2
-        got += [codes for pool in pools for found, codes in pool.step() if found is stream]
-    np.testing.assert_array_equal(np.concatenate(got, axis=1), wanted)
-    other.close()
-    stream.close()
-    assert not any(pool._streams for pool in pools)
+            garble(pool, rng)
+            pool.arrange(dict(zip(streams, map(int, rng.permutation(5)), strict=False)))
+            assert {stream.row: stream for stream in streams} == pool._streams
+        for stream, output in pool.step():
+            got[stream].append(output)
+    for stream, clip in zip(streams, clips, strict=True):
+        np.testing.assert_array_equal(np.concatenate(got[stream], axis=1), codec.encoder.stream().push(clip)[0])
+    rows = [stream.row for stream in streams]
+    for wrong in ({streams[0]: rows[1]}, {streams[0]: 0, streams[1]: 0}, {streams[0]: 5}, {streams[0]: -1}):
+        with pytest.raises(StreamError, match="cannot go to rows"):
+            pool.arrange(wrong)
+    streams[0].close()
     with pytest.raises(StreamError, match="was closed"):
-        stream.move(pools[0])
+        pool.arrange({streams[0]: rows[0]})
+    assert [stream.row for stream in streams] == rows
+    assert pool.open().row not in rows[1:]
 
 
 def test_wrong_use_is_refused(codec, tiny_variant) -> None:

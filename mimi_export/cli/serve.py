@@ -34,7 +34,7 @@ def serve(
     ] = 262144,
     idle_seconds: Annotated[int, typer.Option("--idle-seconds", metavar="S", help="Silent clients are ended.")] = 30,
     drain_seconds: Annotated[int, typer.Option("--drain-seconds", metavar="S", help="For streams after SIGTERM.")] = 10,
-    deadline_ms: Annotated[int, typer.Option("--deadline-ms", metavar="MS", help="A call waits for others.")] = 40,
+    deadline_ms: Annotated[int, typer.Option("--deadline-ms", metavar="MS", help="An idle core waits for more.")] = 10,
     threads: Threads = 1,
     provider: Provider = "cpu",
 ) -> None:

@@ -1,17 +1,18 @@
 """Many independent streams through one ring graph: whatever streams have a call's data ready step together.
 
-    rows     0        1        2        3
-           [ ann ]  [ bob ]  [     ]  [ eve ]      bob has no whole frame yet: one call with rows 0 … 3,
-                                                   and only the states of 0 and 3 move on
+    rows     0        1        2        3        4
+           [ ann ]  [ eve ]  [ bob ]  [     ]  [ joe ]      ann and bob have no whole frame yet: one call with
+                                                            rows 1 … 4, and only the states of 1 and 4 move on
 
 A stream that joins takes the lowest free row and writes one integer, position 0, which makes the graph forget what
-the row holds. A call runs the rows up to the last ready one. A row inside that is not ready computes something that
-nobody reads: its position and convolution states stay, and the slots written are those its next call writes again
-(they are older than its window). A graph of a fixed batch always runs all rows.
+the row holds. A call runs the block of rows from the first ready one to the last. A row inside that is not ready
+computes something that nobody reads: its position and convolution states stay, and the slots written are those its
+next call writes again (they are older than its window). A graph of a fixed batch always runs all rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from mimi_export.errors import CodesError, ConfigError, StreamError
 from mimi_export.runtime.checks import check_audio, check_decoded
 from mimi_export.runtime.codec import Decoder, Encoder
 from mimi_export.runtime.state import Array, BoundCall, initial_states, moving, ort_value
+
+BLOCKS = 256  # bindings that are kept: all blocks of 22 rows
 
 
 class PoolOutput(NamedTuple):
@@ -80,16 +83,6 @@ class PoolStream:
             self.closed = True
             self._pool.release(self)
 
-    def move(self, pool: StreamPool) -> None:
-        """Go on in the lowest free row of `pool`, of the same graph; in this stream's own pool that leaves no gap.
-
-        Raises:
-            StreamError: all rows of `pool` are taken, or the stream was closed.
-        """
-        if self.closed:
-            raise StreamError("this stream was closed; open a new one")
-        self.row, self._pool = pool.adopt(self, self._pool), pool
-
     def take(self) -> Array:
         """The data of one call, which leaves the buffer."""
         size = self._pool.call_size
@@ -126,7 +119,7 @@ class StreamPool:
         self.empty: Array = np.zeros((channels, 0), spec.data_input.dtype)
         self._past = initial_states(spec, rows)
         self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
-        self._calls: dict[int, BoundCall] = {}
+        self._calls: dict[tuple[int, int], BoundCall] = {}
         self._streams: dict[int, PoolStream] = {}
 
     def __repr__(self) -> str:
@@ -138,50 +131,68 @@ class StreamPool:
         Raises:
             StreamError: all rows are taken.
         """
-        free = self._free_row()
-        self._past["position"][free] = 0
-        stream = self._streams[free] = PoolStream(self, free)
-        return stream
-
-    def adopt(self, stream: PoolStream, home: StreamPool) -> int:
-        """Take over a stream of the pool `home` with its states; its row here."""
-        free = self._free_row()
-        for name, array in self._past.items():
-            array[free] = home._past[name][stream.row]
-        home.release(stream)
-        self._streams[free] = stream
-        return free
-
-    def _free_row(self) -> int:
         free = next((row for row in range(self.rows) if row not in self._streams), None)
         if free is None:
             raise StreamError(f"all {self.rows} rows of this pool are taken; close a stream or make a larger pool")
-        return free
+        self._past["position"][free] = 0
+        stream = self._streams[free] = PoolStream(self, free)
+        return stream
 
     def release(self, stream: PoolStream) -> None:
         """Free the row of a stream that was closed."""
         del self._streams[stream.row]
 
-    def step(self) -> list[PoolOutput]:
-        """One call for all streams that are ready; an empty list where none is."""
-        return [PoolOutput(stream, outputs[0]) for stream, outputs in self.step_all()]
+    def arrange(self, rows: Mapping[PoolStream, int]) -> None:
+        """Let streams go on in other rows, with their states.
 
-    def step_all(self) -> list[tuple[PoolStream, tuple[Array, ...]]]:
+        Args:
+            rows: where to; free ones, and those that streams of this mapping leave.
+
+        Raises:
+            StreamError: a row that stays another's or that two shall have, or a stream that was closed.
+        """
+        if any(stream.closed for stream in rows):
+            raise StreamError("this stream was closed; open a new one")
+        staying = {row: stream for row, stream in self._streams.items() if stream not in rows}
+        arranged = staying | {row: stream for stream, row in rows.items()}
+        if len(arranged) < len(staying) + len(rows) or not all(0 <= row < self.rows for row in arranged):
+            raise StreamError(f"{len(rows)} streams cannot go to rows {sorted(rows.values())}")
+        if not rows:
+            return
+        old, new = [stream.row for stream in rows], list(rows.values())
+        for array in self._past.values():
+            array[new] = array[old]
+        self._streams = arranged
+        for stream, row in rows.items():
+            stream.row = row
+
+    def step(self, streams: Collection[PoolStream] | None = None) -> list[PoolOutput]:
+        """One call for those that are ready, of all streams or of `streams`; an empty list where none is."""
+        return [PoolOutput(stream, outputs[0]) for stream, outputs in self.step_all(streams)]
+
+    def step_all(self, streams: Collection[PoolStream] | None = None) -> list[tuple[PoolStream, tuple[Array, ...]]]:
         """As `step`, with everything that the graph gives: of an encoder with `head` both, codes and latents."""
-        ready = [stream for row, stream in sorted(self._streams.items()) if stream.ready]
+        asked = self._streams.values() if streams is None else streams
+        ready = sorted((stream for stream in asked if stream.ready), key=lambda stream: stream.row)
         if not ready:
             return []
+        first, count = ready[0].row, ready[-1].row - ready[0].row + 1
+        if self.spec.shape.rows is not None:
+            first, count = 0, self.rows
         rows = [stream.row for stream in ready]
-        data = np.zeros((self.spec.shape.rows or rows[-1] + 1, self.empty.shape[0], self.call_size), self.empty.dtype)
-        for stream in ready:
-            data[stream.row] = stream.take()
+        places = [row - first for row in rows]
+        data = np.zeros((count, self.empty.shape[0], self.call_size), self.empty.dtype)
+        for place, stream in zip(places, ready, strict=True):
+            data[place] = stream.take()
         data = np.moveaxis(data, 2, self.spec.data_input.time_axis)
-        outputs = self._call(data.shape).run(data)
+        outputs = self._call(first, data.shape).run(data)
         for name, present in self._present.items():
             self._past[name][rows] = present[rows]
         if self.spec.kind == "decoder":
             outputs = (outputs[0][:, 0],)
-        return [(stream, tuple(output[stream.row] for output in outputs)) for stream in ready]
+        return [
+            (stream, tuple(output[place] for output in outputs)) for place, stream in zip(places, ready, strict=True)
+        ]
 
     def check(self, data: npt.ArrayLike) -> Array:
         """Samples as `[1, n]`, codes as `[K, frames]` or latents as `[hidden, frames]`, checked."""
@@ -193,12 +204,14 @@ class StreamPool:
             raise CodesError(f"got {len(checked)} codebooks, a pool takes all {len(self.empty)}")
         return checked
 
-    def _call(self, shape: tuple[int, ...]) -> BoundCall:
-        """The binding over the first `shape[0]` rows; slices of leading rows share the buffers."""
-        rows = shape[0]
-        call = self._calls.get(rows)
+    def _call(self, first: int, shape: tuple[int, ...]) -> BoundCall:
+        """The binding over `shape[0]` rows from `first` on; slices of rows share the buffers."""
+        block = slice(first, first + shape[0])
+        call = self._calls.get((first, shape[0]))
         if call is None:
-            past = {name: ort_value(array[:rows]) for name, array in self._past.items()}
-            present = {**past, **{name: ort_value(array[:rows]) for name, array in self._present.items()}}
-            call = self._calls[rows] = BoundCall(self.graph, past, present, shape)
+            if len(self._calls) == BLOCKS:
+                del self._calls[next(iter(self._calls))]  # the oldest
+            past = {name: ort_value(array[block]) for name, array in self._past.items()}
+            present = {**past, **{name: ort_value(array[block]) for name, array in self._present.items()}}
+            call = self._calls[first, shape[0]] = BoundCall(self.graph, past, present, shape)
         return call

@@ -1,17 +1,18 @@
-"""One thread that computes for many live streams: whoever has a call's data ready steps together.
+"""One thread that computes for many live streams: whenever it is free, those whose data are ready step together.
 
-    time     |------- 40 ms -------|------- 40 ms -------|     a call of one frame every 80 ms
-    arrivals    a   c       d          b     e                 of five streams
-    group 0   a c d   step ^                                   the last one of the group starts it
-    group 1                          b e  step ^
+    time      |------------------- 80 ms ------------------|     a frame of each stream
+    arrivals  a  b    c d  e        f         a  b     c d
+    calls      [a ][b    ][c d e   ][f ]       [a ][b    ]
 
-Every stream has its place in the time of a call. Streams in the order of their times form groups of one size, each a
-`StreamPool` of its own: all of a group are ready when its last is, none waits longer than the deadline, and a call
-computes no row in vain. A stream that sends nothing is parked, in a pool that never steps; when it has data again, when
-others come and go, or when clocks drift, groups are made anew and states move along.
+A call has as many rows as came while the one before it ran: the more streams, the larger the calls and the less a row
+costs, and nobody waits for more than the rest of a call before its own. A call computes a block of rows of one
+`StreamPool`, and no row in vain: those that are ready come together first, as far as few have to change rows. They
+mostly lie together from the last time, since streams are ready in the order of their times again and again. A silent
+stream keeps its row and costs nothing. While the thread is idle, a call waits some milliseconds for more streams, which
+saves processor time.
 
-What comes faster than live is taken along whenever its group steps, but only starts a step itself at a pace a little
-above live, so a flood costs the others no more than a stream does.
+What comes faster than live is computed at a pace a little above live while others are there, so a flood costs them
+little more than a stream does.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from mimi_export.errors import MimiExportError, StreamError
 from mimi_export.runtime.codec import Decoder, Encoder
 from mimi_export.runtime.pool import PoolStream, StreamPool
 from mimi_export.runtime.state import Array
+from mimi_export.serving.turns import Turns
 
 Deliver = Callable[["Array | MimiExportError"], None]
 PACE = 0.75  # of a call's own time between two calls that a stream may ask for
 SILENT = 1.0  # seconds without data after which nobody waits for a stream
-MOVE = 0.002  # seconds that the states of a stream take to another group, and more
-ARRANGE = 2.0  # seconds between two looks at who steps with whom, where nobody comes or goes
+MOVES = 6  # streams that change rows for a call at most: half a millisecond each, where a call more costs 3 to 10
 RECENT = 4096  # calls that quantiles are of
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class LiveStream:
 
     Args:
         batcher: who computes.
-        row: its place in a pool.
+        row: its place in the pool.
         deliver: is called in the computing thread with the output of each call in order: codes `[K, frames]`, samples
             `[n]`, or the error that ended it.
     """
@@ -54,10 +55,8 @@ class LiveStream:
         self.pushed = self.done = 0  # entries, calls
         self.ended = self.flushed = self.closed = False
         self.row = row
-        self.group: Group | None = None
-        self.seen = 0.0
+        self.seen = -float("inf")  # when data came
         self.pace = 0.0  # when the next call may be asked for, one call early
-        self.phase = 0.0  # when its calls are complete, in the time of a call
         self._batcher = batcher
 
     @property
@@ -90,41 +89,35 @@ class LiveStream:
             self._batcher.changed.notify()
 
 
-class Group:
-    """Streams that step together, and the pool they lie in."""
-
-    def __init__(self, pool: StreamPool) -> None:
-        self.pool = pool
-        self.streams: list[LiveStream] = []
-
-
 class Batcher:
     """The computing thread of one half of a codec.
 
     Args:
         half: of a variant with the ring layout.
         streams: at most, at a time.
-        deadline: seconds that a call waits for others at most.
+        deadline: seconds that a call waits for others at most while the thread is idle.
+        turns: for calls, shared with other batchers.
 
     Raises:
         ConfigError: the variant has the window layout.
     """
 
-    def __init__(self, half: Encoder | Decoder, streams: int, deadline: float = 0.04) -> None:
-        rows = half.spec.shape.rows or streams
-        self._parking = StreamPool(half, rows)
+    def __init__(
+        self, half: Encoder | Decoder, streams: int, deadline: float = 0.01, turns: Turns | None = None
+    ) -> None:
+        fixed = half.spec.shape.rows
+        self._pool = StreamPool(half, fixed or streams)
         frames = half.spec.shape.frames_per_call or 1
         self.call_seconds = frames * half.spec.frame_size / half.geometry.sampling_rate
-        self.call_size = self._parking.call_size
-        self.check = self._parking.check
+        self.call_size = self._pool.call_size
+        self.check = self._pool.check
         self.deadline = deadline
-        self.limit = min(streams, rows)
-        windows = max(1, round(self.call_seconds / deadline))
-        self._groups = [Group(StreamPool(half, rows)) for _ in range(windows)]
+        self.limit = min(streams, self._pool.rows)
         self.changed = threading.Condition()
+        self._fixed = fixed
+        self._turns = turns or Turns(1)
         self._streams: list[LiveStream] = []
         self._stopping = self.failed = False
-        self._arranged = 0.0
         self.calls = self.outputs = self.rows = 0
         self.busy_seconds = self.latency_sum = 0.0
         self.latency_count = 0
@@ -142,7 +135,7 @@ class Batcher:
         with self.changed:
             if len(self._streams) >= self.limit:
                 raise StreamError(f"all {self.limit} streams are taken; try again later")
-            stream = LiveStream(self, self._parking.open(), deliver)
+            stream = LiveStream(self, self._pool.open(), deliver)
             self._streams.append(stream)
             return stream
 
@@ -168,86 +161,76 @@ class Batcher:
                 if self._stopping:
                     return
                 now = time.monotonic()
-                group, due = self._next(now)
+                due = self._due(now)
                 if due > now:
                     self.changed.wait(None if due == float("inf") else due - now)
                     continue
-            self._step(group, now)
+            with self._turns.turn(due):
+                self._step()
 
-    def _next(self, now: float) -> tuple[Group, float]:
-        """The group that has to step next, and when; infinity where none has anything."""
+    def _take_in(self, now: float) -> None:
+        """Do what others asked for since the last step: leave, add data, end."""
         for stream in list(self._streams):
-            self._take_in(stream, now)
-        return min(((group, self._due(group, now)) for group in self._groups), key=lambda pair: pair[1])
+            if stream.closed:
+                self._streams.remove(stream)
+                stream.row.close()
+                continue
+            if stream.inbox:
+                stream.seen = now
+            for data in stream.inbox:
+                stream.row.push(data)
+            stream.inbox.clear()
+            if stream.ended and not stream.flushed:
+                stream.row.flush()
+                stream.flushed = True
 
-    def _take_in(self, stream: LiveStream, now: float) -> None:
-        """Do what others asked for since the last step: leave, add data, end; then put the stream where it belongs."""
-        if stream.closed:
-            self._streams.remove(stream)
-            if stream.group is not None:
-                stream.group.streams.remove(stream)
-            stream.row.close()
-            return
-        if stream.inbox:
-            stream.seen = now
-        for data in stream.inbox:
-            stream.row.push(data)
-        stream.inbox.clear()
-        if stream.ended and not stream.flushed:
-            stream.row.flush()
-            stream.flushed = True
-        if stream.row.ready and stream.group is None:
-            stream.phase = self._arrival(stream)
-            self._move(stream, min(self._groups, key=lambda group: len(group.streams)))
-            self._arrange()
-        elif stream.group is not None and not stream.row.ready and now - stream.seen > SILENT:
-            self._move(stream, None)
-            self._arrange()
+    def _ready(self, now: float) -> tuple[dict[LiveStream, float], bool]:
+        """From when on each stream with a call's data may step, and whether somebody active is missing."""
+        self._take_in(now)
+        ready = {stream: self._arrival(stream) for stream in self._streams if stream.row.ready}
+        missing = any(stream not in ready and now - stream.seen <= SILENT for stream in self._streams)
+        if len(ready) > 1 or missing:  # else there is nobody to be paced for
+            ready = {stream: max(came, stream.pace - self.call_seconds) for stream, came in ready.items()}
+        return ready, missing
 
-    def _arrange(self) -> None:
-        """Streams in the order of their times, in groups of one size that are as short as can be."""
-        period, count = self.call_seconds, len(self._groups)
-        active = [stream for group in self._groups for stream in group.streams]
-        active.sort(key=lambda stream: stream.phase % period)
-        sizes = [len(active) // count + (number < len(active) % count) for number in range(count)]
-        plans = []
-        for first in range(len(active)):
-            turned, plan = active[first:] + active[:first], []
-            for size in sizes:
-                plan.append(turned[:size])
-                turned = turned[size:]
-            longest = max(((arc[-1].phase - arc[0].phase) % period for arc in plan if arc), default=0.0)
-            moves = sum(
-                stream.group is not group for group, arc in zip(self._groups, plan, strict=True) for stream in arc
-            )
-            plans.append((longest + MOVE * moves, plan))
-        if plans:
-            for group, arc in zip(self._groups, min(plans, key=lambda found: found[0])[1], strict=True):
-                for stream in arc:
-                    self._move(stream, group)
-        for group in self._groups:
-            self._close_gaps(group)
+    def _due(self, now: float) -> float:
+        """When the next call begins; infinity where there is nothing for it."""
+        ready, missing = self._ready(now)
+        return min(ready.values(), default=float("inf")) + (self.deadline if missing else 0.0)
 
-    def _move(self, stream: LiveStream, group: Group | None) -> None:
-        """Let a stream go on in another group, or parked."""
-        if stream.group is group:
-            return
-        stream.row.move(self._parking if group is None else group.pool)
-        if stream.group is not None:
-            stream.group.streams.remove(stream)
-        if group is not None:
-            group.streams.append(stream)
-        stream.group = group
+    def _block(self, now: float) -> list[LiveStream]:
+        """Who steps: all that are ready, but for the latest where too many would have to change rows."""
+        starts, _ = self._ready(now)
+        ready = sorted((stream for stream, start in starts.items() if start <= now), key=lambda one: starts[one])
+        while ready and not self._fixed:
+            moves = self._gathered([stream.row for stream in ready])
+            if len(moves) <= MOVES:
+                self._pool.arrange(moves)
+                break
+            ready.pop()
+        return ready
 
-    def _due(self, group: Group, now: float) -> float:
-        """When the group has to step: at once if nobody is missing, else when its first has waited for the deadline."""
-        ready = [stream for stream in group.streams if stream.row.ready]
-        if not ready:
-            return float("inf")
-        alone = len(self._streams) == 1  # then there is nobody to be paced for
-        first = min(max(self._arrival(stream), 0.0 if alone else stream.pace - self.call_seconds) for stream in ready)
-        missing = any(stream not in ready and now - stream.seen <= SILENT for stream in group.streams)
-        return first + self.deadline if missing else first
+    def _gathered(self, ready: list[PoolStream]) -> dict[PoolStream, int]:
+        """New rows for few, so that those that are ready lie together: others give way to them."""
+        there = {stream.row.row: stream.row for stream in self._streams}
+        rows = {stream.row for stream in ready}
+        count, last = len(rows), self._pool.rows - len(rows)
+        firsts = {min(max(first, 0), last) for row in rows for first in (row, row - count + 1)}
+
+        def changing(first: int) -> int:
+            block = range(first, first + count)
+            return len(rows.difference(block)) + sum(row in there for row in block if row not in rows)
+
+        first = min(sorted(firsts), key=changing)
+        block = range(first, first + count)
+        moves = {}
+        places = iter(sorted(set(block) - rows))
+        for row in sorted(rows.difference(block)):
+            place = next(places)
+            moves[there[row]] = place
+            if place in there:
+                moves[there[place]] = row
+        return moves
 
     def _arrival(self, stream: LiveStream) -> float:
         """When the data of the stream's next call were complete."""
@@ -256,13 +239,16 @@ class Batcher:
             stream.arrivals.popleft()
         return stream.arrivals[0][1]
 
-    def _step(self, group: Group, now: float) -> None:
-        """One call, without the lock: only this thread touches pools."""
+    def _step(self) -> None:
+        """One call, without the lock: only this thread lets streams step."""
         with self.changed:
-            by_row = {stream.row: stream for stream in group.streams}
-            came = {stream: self._arrival(stream) for stream in group.streams if stream.row.ready}
+            now = time.monotonic()
+            by_row = {stream.row: stream for stream in self._block(now)}
+            came = {stream: self._arrival(stream) for stream in by_row.values()}
+        if not by_row:  # whoever was ready has left while this thread waited for its turn
+            return
         try:
-            outputs = group.pool.step()
+            outputs = self._pool.step(by_row)
         except MimiExportError as error:
             logger.warning("a call of %d streams failed: %s", len(came), error)
             for stream in came:
@@ -275,30 +261,19 @@ class Batcher:
         with self.changed:
             self.calls += 1
             self.outputs += len(outputs)
-            self.rows += max(output.stream.row for output in outputs) + 1
+            self.rows += self._fixed or len(outputs)
             self.busy_seconds += after - now
-            for output in outputs:
-                stream = by_row[output.stream]
-                stream.done += 1
-                live = came[stream] >= stream.pace - self.call_seconds
-                stream.pace = max(stream.pace, came[stream]) + PACE * self.call_seconds
-                off = (came[stream] - stream.phase + self.call_seconds / 2) % self.call_seconds - self.call_seconds / 2
-                stream.phase += off / 8
-                if live:
-                    self.latency_count += 1
-                    self.latency_sum += after - came[stream]
-                    self.latencies.append(after - came[stream])
+            for stream, at in came.items():
+                self._count(stream, at, after)
         for output in outputs:
             by_row[output.stream].deliver(output.output)
-        with self.changed:
-            self._close_gaps(group)
-            if after - self._arranged > ARRANGE:
-                self._arranged = after
-                self._arrange()
 
-    def _close_gaps(self, group: Group) -> None:
-        """The last row goes where one before it is free, so that no call computes a free one."""
-        rows = sorted((stream.row for stream in group.streams), key=lambda row: row.row)
-        while rows and rows[-1].row >= len(rows) < group.pool.rows:
-            rows[-1].move(group.pool)
-            rows.sort(key=lambda row: row.row)
+    def _count(self, stream: LiveStream, came: float, after: float) -> None:
+        """A call of a stream is done: its latency and pace."""
+        period = self.call_seconds
+        stream.done += 1
+        if came >= stream.pace - period:  # no faster than live
+            self.latency_count += 1
+            self.latency_sum += after - came
+            self.latencies.append(after - came)
+        stream.pace = min(max(stream.pace, came), after + period) + PACE * period

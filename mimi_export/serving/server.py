@@ -28,6 +28,7 @@ from mimi_export.serving import protocol
 from mimi_export.serving.batcher import Batcher
 from mimi_export.serving.conversation import BAD, LEAVING, Conversation, Ended, say
 from mimi_export.serving.metrics import metrics
+from mimi_export.serving.turns import Turns, usable_cores
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CUT = 3.0  # seconds to answer what has come when streams are cut off
@@ -45,7 +46,7 @@ class Limits:
         message_bytes: of one message.
         idle_seconds: a client that sends nothing or takes nothing for so long is ended.
         drain_seconds: how long open streams may go on after SIGTERM.
-        deadline_ms: how long a call waits for others.
+        deadline_ms: how long a call waits for others while nothing else is to be computed.
 
     Raises:
         ConfigError: a value out of range, or a host for others without a token.
@@ -58,7 +59,7 @@ class Limits:
     message_bytes: int = 1 << 18
     idle_seconds: int = 30
     drain_seconds: int = 10
-    deadline_ms: int = 40
+    deadline_ms: int = 10
 
     def __post_init__(self) -> None:
         """Check the numbers, and that strangers cannot reach an open server."""
@@ -68,7 +69,7 @@ class Limits:
             ("message_bytes", 1 << 10, 1 << 26),
             ("idle_seconds", 1, 86_400),
             ("drain_seconds", 0, 3600),
-            ("deadline_ms", 1, 1000),
+            ("deadline_ms", 0, 1000),
         ):
             check_range(name, getattr(self, name), least, most)
         if self.host not in LOOPBACK and not self.token:
@@ -93,8 +94,9 @@ class Server:
         self.limits = limits
         self.geometry, self.codebooks = codec.geometry, shape.num_codebooks
         halves = {"encode": codec.encoder} | ({"decode": codec.decoder} if "decoder" in shape.kinds else {})
+        turns = Turns(usable_cores())
         self.batchers = {
-            task: Batcher(half, limits.streams, limits.deadline_ms / 1000) for task, half in halves.items()
+            task: Batcher(half, limits.streams, limits.deadline_ms / 1000, turns) for task, half in halves.items()
         }
         self.refused: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
