@@ -78,6 +78,17 @@ def test_bytes_of_a_manifest(tmp_path):
     assert (tmp_path / "manifest.json").read_bytes() == (REPOSITORY / "tests" / "manifest.json").read_bytes()
 
 
+def test_a_window_of_an_earlier_version_is_known_by_its_free_length(tmp_path):
+    growing = dataclasses.replace(a_manifest(), shape=Shape(8, growing=True))
+    fill(tmp_path, growing)
+    edit(tmp_path, lambda content: content.pop("growing"))  # earlier versions did not say so
+    manifest = load_artifact(tmp_path).manifest
+    assert manifest.shape == growing.shape
+    assert manifest.spec("encoder").state("key_0").present_shape == ("batch", 8, "present", 64)
+    edit(tmp_path, lambda content: content["graphs"]["encoder"]["outputs"][-1]["shape"].__setitem__(2, 250))
+    assert ": graphs.encoder." in message(tmp_path)
+
+
 def test_files_are_listed_with_size_and_hash(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "speech.wav").write_bytes(b"golden")

@@ -31,7 +31,7 @@ from mimi_export.bench.rounds import run_rounds
 from mimi_export.bench.worker import Worker
 from mimi_export.cli import bench as bench_command
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.spec import GRAPH_KINDS
+from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError, MimiExportError
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
@@ -146,7 +146,7 @@ def test_a_bare_graph_computes_what_plain_calls_do(tiny_variant, public, kind, l
     data = call_data(half.spec, codec.geometry, batch)
     states, present = states_at(half.spec, codec.geometry, batch, age, bounded=layout != "growing")
     held = any(array.shape != present[name].shape for name, array in states.items())
-    assert held == (layout == "growing" or (layout == "window" and age < 20.0))
+    assert held == (layout == "growing" or (layout == "window" and age == 0.0))
     run, step = bare_call(half.graph, data, dict(states), present), onnx_step(session(half.graph.path))
     for _ in range(4):
         wanted, after = step(data, states)
@@ -162,9 +162,12 @@ def test_ages_are_whole_frames_and_end_at_the_window(tiny_variant):
         return [states["key_0"].shape[2] for states in states_at(spec, geometry, 1, age, bounded)]
 
     most, tokens = spec.window_length, geometry.tokens_per_frame
+    assert lengths(0.0) == [0, most]
+    assert lengths(0.16) == lengths(20.0) == [most, most]
+    spec = graph_spec(geometry, "encoder", Shape(8, growing=True))
     assert lengths(0.0) == [0, tokens]
-    assert lengths(0.16) == [min(2 * tokens, most), min(3 * tokens, most)]
-    assert lengths(20.0) == [most, most]
+    assert lengths(0.16) == [2 * tokens, 3 * tokens]
+    assert lengths(20.0) == [most - 1, most - 1]
     assert lengths(600.0, bounded=False) == [7500 * tokens, 7501 * tokens]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, _factory
+from contract import Reference
 from helpers import snr
 
 from mimi_export.contract.precision import Fp16Options, Int8Options
@@ -102,12 +103,10 @@ def test_every_codebook_is_alive(speech):
 @pytest.mark.export
 @pytest.mark.parametrize("layout", ["window", "ring"])
 def test_streams_what_the_batch_computes(demo_checkpoint, demo_variants, speech, layout):
-    sound, codes = speech
+    reference = Reference.of(demo_checkpoint.model, speech[0], LEVELS)
     codec = load(demo_variants(layout, "fp32"))
-    got = codec.encoder.stream().push(sound)
-    assert np.array_equal(got, codes.numpy())
-    wanted = upstream.decode(demo_checkpoint.model, codes)[:, 0].numpy()
-    assert snr(wanted, codec.decoder.stream().push(codes.numpy())) > 110
+    reference.judge("encoder", LEVELS, codec.encoder.stream().push(speech[0]))
+    reference.judge("decoder", LEVELS, codec.decoder.stream().push(reference.codes)[:, None])
 
 
 @pytest.mark.export

@@ -48,15 +48,13 @@ def kv_lengths(stream) -> set[int]:
     return {value.shape[2] for name, value in states.items() if name.startswith(("key_", "value_"))}
 
 
-def test_kv_grows_to_the_window_and_stays(tiny_variant, tiny_checkpoint):
-    geometry = tiny_checkpoint.geometry
+def test_a_window_is_whole_from_the_first_call_on(tiny_variant, tiny_checkpoint):
     codec = load(tiny_variant(8))
     encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
     assert kv_lengths(encoder) == kv_lengths(decoder) == {0}
-    for frame in range(1, 20):
+    for _ in range(20):
         decoder.push(encoder.push(np.zeros(F, np.float32)))
-        kept = min(frame * geometry.tokens_per_frame, geometry.sliding_window - 1)
-        assert kv_lengths(encoder) == kv_lengths(decoder) == {kept}
+        assert kv_lengths(encoder) == kv_lengths(decoder) == {tiny_checkpoint.geometry.sliding_window}
 
 
 def test_ten_minutes(tiny_variant, tiny_checkpoint):
@@ -77,7 +75,7 @@ def test_ten_minutes(tiny_variant, tiny_checkpoint):
             codes.append(encoder.push(minute[start * F : stop * F]))
             decoded.append(decoder.push(codes[-1]))
         memory.append(process.memory_info().rss)
-        assert kv_lengths(encoder) == kv_lengths(decoder) == {tiny_checkpoint.geometry.sliding_window - 1}
+        assert kv_lengths(encoder) == kv_lengths(decoder) == {tiny_checkpoint.geometry.sliding_window}
     assert encoder.num_samples == 600 * 24000
     codes, decoded = np.concatenate(codes, axis=2), np.concatenate(decoded, axis=1)
     reference = Reference.of(tiny_checkpoint.model, minute, 8)
@@ -139,10 +137,10 @@ def test_full_size_at_any_chunking(full_variant, generated_30s, num_codebooks, p
 
 
 @pytest.mark.slow
-def test_full_size_kv_has_249_entries_after_ten_seconds(full_variant, generated_30s):
+def test_full_size_kv_has_250_tokens(full_variant, generated_30s):
     codec = load(full_variant(8))
     encoder, decoder = codec.encoder.stream(), codec.decoder.stream()
     for start, stop in calls(130, [10]):
         decoder.push(encoder.push(generated_30s.audio[0, :, start * F : stop * F]))
-        assert kv_lengths(encoder) == kv_lengths(decoder) == {min(2 * stop, 249)}
-    assert {state.shape for name, state in encoder.snapshot().states.items() if "key" in name} == {(1, 8, 249, 64)}
+        assert kv_lengths(encoder) == kv_lengths(decoder) == {250}
+    assert {state.shape for name, state in encoder.snapshot().states.items() if "key" in name} == {(1, 8, 250, 64)}

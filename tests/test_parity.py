@@ -127,7 +127,7 @@ def test_every_broken_graph_is_refused_and_named(tiny_variant, reference, speech
     ("kind", "mutation", "named"),
     [
         ("encoder", ignore_state("conv_enc_3_state"), "the state conv_enc_3_state is ignored"),
-        ("decoder", swap_states("value_0", "value_1"), "the state value_1 is read in place of value_0"),
+        ("decoder", swap_states("key_0", "key_1"), "the state key_1 is read in place of key_0"),
         ("encoder", wrong_weight("convs.enc_6.weight"), "parts at enc_6 in call 0"),
     ],
 )

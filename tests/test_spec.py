@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from conftest import SHARED
 from transformers import MimiConfig
@@ -95,8 +96,17 @@ def test_window_shapes(kyutai):
     assert encoder.state("conv_enc_12_state").past_shape == ("batch", 512, 8)
     assert encoder.state("conv_enc_12_state").initial_shape(3) == (3, 512, 8)
     assert decoder.state("key_7").past_shape == ("batch", 8, "past", 64)
-    assert decoder.state("key_7").present_shape == ("batch", 8, "present", 64)
+    assert decoder.state("key_7").present_shape == ("batch", 8, 250, 64)
     assert decoder.state("key_7").initial_shape(1) == (1, 8, 0, 64)
+    growing = graph_spec(kyutai, "decoder", Shape(8, growing=True))
+    assert growing.state("key_7").present_shape == ("batch", 8, "present", 64)
+    assert (decoder.window_length, growing.window_length) == (250, 249)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2**20 - 1, 2**20, 2**24 + 1, 2**39 + 2**21 + 3])
+def test_a_position_is_exact_in_two_float32(tokens):
+    low, high = np.array(spec.position_digits(tokens), np.float32).astype(np.float64) * spec.POSITION_BASE
+    assert low + high * spec.POSITION_BASE == tokens
 
 
 @pytest.mark.parametrize("frames", [1, 4])

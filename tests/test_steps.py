@@ -12,12 +12,13 @@ from transformers import MimiConfig, MimiModel
 from transformers.models.mimi import modeling_mimi as mimi
 
 from mimi_export.contract.network import ConvLayer
+from mimi_export.contract.spec import position_digits
 from mimi_export.model import upstream
-from mimi_export.model.steps.cache import RingCache, WindowCache, keep_last
+from mimi_export.model.steps.cache import RingCache, WindowCache, last_first
 from mimi_export.model.steps.conv import CausalConv, CausalConvTranspose, conv_step
 from mimi_export.model.steps.matmul import matmul, matmul_weight
 from mimi_export.model.steps.quantizer import ResidualDecoder, ResidualEncoder
-from mimi_export.model.steps.rope import exact_rotation, half_swap, inverse_frequencies, phase_steps, rotate, rotation
+from mimi_export.model.steps.rope import exact_rotation, half_swap, phase_steps
 from mimi_export.model.steps.transformer import TransformerLayer, elu
 
 ONE_LAYER = 120.0  # dB: float32 with sums in another order; one layer loses 10 to 15 dB of float32's 150
@@ -85,13 +86,10 @@ def test_transposed_convolution(stride, groups, lengths, bias, seed):
         assert_streams(step, torch.zeros(2, 8, layer.state_size), x, lengths, reference(x))
 
 
-@pytest.mark.parametrize("length", [1, 15])
-def test_keep_last(length):
-    for have in (0, length - 1, length, length + 1, 2 * length):
-        x = torch.randn(2, 3, have, 4)
-        kept = keep_last(x, length)
-        assert torch.equal(kept, x[:, :, -length:])
-        assert kept.shape[2] == min(have, length)
+@pytest.mark.parametrize("length", [0, 1, 15])
+def test_last_first(length):
+    x = torch.randn(2, 3, length, 4)
+    assert torch.equal(last_first(x), x.roll(1, dims=2))
 
 
 def test_matmul_is_upstreams_linear():
@@ -109,11 +107,10 @@ def test_rotation_is_upstreams(head_dim):
     positions = torch.arange(300)
     cos, sin = mimi.MimiRotaryEmbedding(config)(query, positions[None])
     wanted = mimi.apply_rotary_pos_emb(query, key, cos, sin)
-    angles = rotation(positions, inverse_frequencies(head_dim, 10000.0))
-    assert snr(wanted[0], rotate(query, *angles)) >= ONE_LAYER
-    assert snr(wanted[1], rotate(key, *angles)) >= ONE_LAYER
-    exact = exact_rotation(positions, phase_steps(head_dim, 10000.0))
-    assert snr(wanted[0], rotate(query, *exact)) >= 105  # upstream rounds its angles: 300 rad to 1.5e-5
+    cos, sin = exact_rotation(positions, phase_steps(head_dim, 10000.0))
+    for x, right in zip((query, key), wanted, strict=True):
+        turned = x * cos + (x @ half_swap(head_dim)) * sin
+        assert snr(right, turned) >= 105  # upstream rounds its angles: 300 rad to 1.5e-5
 
 
 def test_half_swap_is_exact():
@@ -173,27 +170,46 @@ CHANGES = [
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 @torch.no_grad()
 def test_transformer_with_a_window(changes):
+    """The second row's stream begins 20 tokens later, by zeros; the beginning of all states may be cut off."""
     model = small_model(**changes)
     geometry = upstream.geometry_of(model)
     reference = upstream.parts(model).decoder_transformer
     layers = [TransformerLayer(geometry, layer.state_dict()) for layer in reference.layers]
-    x = torch.randn(2, 40, 16)
-    wanted = reference(x).last_hidden_state
-    for lengths in ([40], [1] * 40, [1, 2, 3, 4, 10, 20], [9, 8, 23]):
+    window = geometry.sliding_window
+    x = torch.randn(2, 60, 16)
+    parts = [(x[:1], 0), (x[1:, :20], 0), (x[1:, 20:], 20)]
+    for lengths in ([20, 40], [1] * 60, [1, 2, 3, 4, 10, 20, 20], [9, 8, 3, 23, 17]):
         empty = torch.zeros(2, geometry.num_key_value_heads, 0, geometry.head_dim)
         states = [(empty, empty) for _ in layers]
         outputs, past = [], 0
         for block in x.transpose(0, 1).split(lengths):
-            cache = WindowCache(geometry, states[0][0].shape[2], block.shape[0])
-            assert bool(cache.fresh) == (past == 0)
+            if past == 20:
+                states = [tuple(torch.cat([state[:1], 0 * state[1:]]) for state in pair) for pair in states]
+            cache = WindowCache(geometry, states[0][1], block.shape[0], half_swap(geometry.head_dim))
+            assert cache.fresh.flatten().tolist() == [past == 0, past in (0, 20)]
             past += block.shape[0]
             y = block
             for index, layer in enumerate(layers):
-                y, *states[index] = layer(y, *states[index], cache)
-                kept = min(past, geometry.sliding_window - 1)
-                assert all(state.shape[2] == kept for state in states[index])
+                key, value = states[index]
+                y, key, value = layer(y, key, value if index else cache.opened(value), cache)
+                states[index] = key, value if index else cache.closed(value)
+                assert all(state.shape[2] == window for state in states[index])
             outputs.append(y.transpose(0, 1))
-        assert snr(wanted, torch.cat(outputs, dim=1)) >= ONE_LAYER - 10  # two layers, and a softmax in each
+        found = torch.cat(outputs, dim=1)
+        for row, (part, start) in zip((found[:1], found[1:, :20], found[1:, 20:]), parts, strict=True):
+            wanted = reference(part).last_hidden_state
+            assert snr(wanted, row) >= ONE_LAYER - 10, start  # two layers, and a softmax in each
+
+
+def test_a_position_travels_beyond_what_a_float_counts():
+    geometry = upstream.geometry_of(small_model())
+    values = torch.zeros(2, geometry.num_key_value_heads, geometry.sliding_window, geometry.head_dim)
+    start = torch.tensor([2**30 + 2**24 + 1, 0])
+    values[:, :, -1, :2] = torch.tensor([position_digits(int(tokens)) for tokens in start])[:, None]
+    for call in range(3):
+        cache = WindowCache(geometry, values, 1, half_swap(geometry.head_dim))
+        assert cache._tokens.flatten().tolist() == (start + call).tolist()
+        values = cache.closed(values)
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)

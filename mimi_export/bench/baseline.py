@@ -203,7 +203,7 @@ class PublicDecoder(PublicGraph):
 
 
 def public_graph(checkpoint: Checkpoint, graph: GraphSpec) -> PublicGraph:
-    """The baseline's module for a graph of the window layout, whose names and states it has."""
+    """The baseline's module for a graph with a window that grows, whose names and states it has."""
     if graph.kind == "decoder":
         data = dataclasses.replace(graph.data_input, shape=(BATCH, graph.shape.num_codebooks, FRAMES))
         graph = dataclasses.replace(graph, data_input=data)
@@ -227,7 +227,7 @@ def export_public_design(
     manifest = Manifest(
         PUBLIC,
         checkpoint.geometry,
-        Shape(num_codebooks),
+        Shape(num_codebooks, growing=True),
         Source(checkpoint.source, checkpoint.revision),
         tools=tool_versions(),
         conversion=[{"pass": PUBLIC, "note": "the benchmark's baseline, with the defects of its design"}],

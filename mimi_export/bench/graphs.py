@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mimi_export.bench.worker import Call, serve
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import BATCH, LATENTS, PAST, PRESENT, GraphKind, GraphSpec
+from mimi_export.contract.spec import BATCH, LATENTS, PAST, PRESENT, GraphKind, GraphSpec, position_digits
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
 from mimi_export.runtime.codec import Codec, Encoder
@@ -84,6 +84,8 @@ def states_at(
     after = tokens + (spec.shape.frames_per_call or 1) * geometry.tokens_per_frame
     most = spec.window_length if bounded else after
     sizes = {BATCH: batch, PAST: min(tokens, most), PRESENT: min(after, most)}
+    if not spec.shape.growing and tokens:
+        sizes[PAST] = spec.window_length
     past: dict[str, Array] = {}
     present: dict[str, Array] = {}
     for state in spec.states:
@@ -94,6 +96,8 @@ def states_at(
         else:
             past[state.name] = rng.standard_normal(before, np.float32) * np.float32(_STATE_LEVEL)
         present[state.name] = np.zeros(behind, state.dtype)
+    if spec.shape.layout == "window" and not spec.shape.growing:
+        past["value_0"][:, :, -1:, :2] = position_digits(tokens)
     return past, present
 
 

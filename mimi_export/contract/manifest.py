@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -156,6 +156,10 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
     manifest = reader.record(Manifest, content)
     _check_names(reader, manifest.files, [*(spec.file_name for spec in manifest.specs.values()), STATE_SPEC_NAME])
     difference = _first_difference(graphs, manifest.to_dict()["graphs"], "graphs")
+    if difference is not None and manifest.shape.layout == "window":
+        earlier = replace(manifest, shape=replace(manifest.shape, growing=True))
+        if graphs == earlier.to_dict()["graphs"]:
+            return earlier
     if difference is not None:
         place, found, wanted = difference
         reader.refuse(place, f"is {shown(found)}, but this geometry gives {shown(wanted)}")

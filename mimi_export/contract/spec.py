@@ -6,9 +6,12 @@ checker and the documents list the same objects.
 
 What a convolution remembers is said in `network`. The transformers remember keys and values, in one of two layouts:
 
-    window   [batch, heads, 0 … window-1, head_dim], newest last, keys before rotation; empty when a stream begins
+    window   [batch, heads, window, head_dim], newest last, keys after rotation, empty when a stream begins; the last
+             token of the first layer's values is the number of tokens of each row's stream (`position_digits`)
     ring     [batch, heads, capacity, head_dim], written at `position mod capacity`, keys after rotation; `position`
              counts the tokens of each row, and position 0 begins a new stream whatever the other states hold
+
+Windows of earlier versions grow: [batch, heads, 0 … window-1, head_dim], keys before rotation, no position.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ LATENTS = "latents"
 PAST = "past"
 PRESENT = "present"
 MOST_IN_CALL = 1 << 16  # frames, or rows
+POSITION_BASE = 1 << 20  # float32 holds the fractions of both digits, and a position below 2^40 is 1400 years
 MOST_NUMBERS = 1 << 28  # in the state of one stream; Kyutai's has 2 million
 
 
@@ -53,6 +57,7 @@ class Shape:
         head: what the encoder gives: codes, latents (what its quantiser would get), or both from one pass.
         start: what the decoder takes, some of what the encoder gives; `nothing` where there is no decoder. Files call
             it `from`.
+        growing: whether a window is one of earlier versions.
 
     Raises:
         ConfigError: no model has such graphs.
@@ -64,11 +69,14 @@ class Shape:
     rows: int | None = field(default=None, metadata={"key": "batch", **OPTIONAL})
     head: Head = field(default="codes", metadata=OPTIONAL)
     start: Start = field(default="codes", metadata={"key": "from", **OPTIONAL})
+    growing: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         """Refuse what is wrong for every model."""
         if (self.layout == "ring") != (self.frames_per_call is not None):
             raise ConfigError("a ring needs frames_per_call, a window takes any number of frames and must not have it")
+        if self.growing and self.layout == "ring":
+            raise ConfigError("a ring does not grow")
         if self.head == LATENTS and self.num_codebooks:
             raise ConfigError(f"num_codebooks is {self.num_codebooks}; it is 0 where the encoder gives latents alone")
         if self.start not in ("nothing", *(("codes", LATENTS) if self.head == "both" else (self.head,))):
@@ -200,6 +208,11 @@ def ring_capacity(geometry: Geometry, frames_per_call: int) -> int:
     return -(-least // 8) * 8
 
 
+def position_digits(tokens: int) -> tuple[float, float]:
+    """The number of tokens of a stream as it stands in a window: the first two numbers of each head, the rest is 0."""
+    return tokens % POSITION_BASE / POSITION_BASE, tokens // POSITION_BASE / POSITION_BASE
+
+
 def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
     """The inputs and outputs of one graph; `ConfigError` where the model has no such number of codebooks."""
     if shape.num_codebooks:
@@ -221,7 +234,7 @@ def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
         data_input = latents if shape.start == LATENTS else codes
         data_output = TensorSpec("audio_values", "float32", audio)
     states = (*_conv_states(geometry, kind, rows), *_kv_states(geometry, shape, rows))
-    window = geometry.sliding_window - 1
+    window = geometry.sliding_window - shape.growing
     shapes = [[window if dim == PAST else int(dim) for dim in state.past_shape[1:]] for state in states]
     numbers = sum(map(math.prod, shapes))
     if numbers > MOST_NUMBERS:
@@ -257,7 +270,7 @@ def _conv_states(geometry: Geometry, kind: GraphKind, rows: Dim) -> Iterator[Sta
 def _kv_states(geometry: Geometry, shape: Shape, rows: Dim) -> Iterator[StateSpec]:
     heads, head_dim = geometry.num_key_value_heads, geometry.head_dim
     past: Dim = PAST
-    present: Dim = PRESENT
+    present: Dim = PRESENT if shape.growing else geometry.sliding_window
     if shape.frames_per_call is not None:
         past = present = ring_capacity(geometry, shape.frames_per_call)
     for index in range(geometry.num_hidden_layers):

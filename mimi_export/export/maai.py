@@ -95,9 +95,11 @@ class MaaiSpec(GraphSpec):
         convs = [state for state in self.states if state.kind == "conv"]
         others = [state for state in self.states if state.kind != "conv"]
         rows, heads, _, dim = others[0].past_shape
-        window = self.window_length + 1
         pads = [TensorSpec(f"{pad}_{index}", "float32", state.past_shape) for index, state in enumerate(convs)]
-        pasts = [TensorSpec(f"{past}_{index}", "float32", (rows, heads, window, dim)) for index in range(len(others))]
+        pasts = [
+            TensorSpec(f"{past}_{index}", "float32", (rows, heads, self.window_length, dim))
+            for index in range(len(others))
+        ]
         return pads, pasts
 
 

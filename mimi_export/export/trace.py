@@ -29,13 +29,13 @@ EXAMPLE = {BATCH: 2, FRAMES: 3, CODEBOOKS: 3, PAST: 5}
 INT64_MAX = 2**63 - 1
 
 
-def keep_last_onnx(x: ir.Value, length: int) -> Any:
-    """`steps.attention.keep_last` in ONNX: a slice from `-length` stops at the beginning by itself."""
-    return op.Slice(x, [-length], [INT64_MAX], [2])
+def last_first_onnx(x: ir.Value) -> Any:
+    """`steps.cache.last_first` in ONNX: slices of nothing are nothing."""
+    return op.Concat(op.Slice(x, [-1], [INT64_MAX], [2]), op.Slice(x, [0], [-1], [2]), axis=2)
 
 
 def write_slots_onnx(ring: ir.Value, places: ir.Value, new: ir.Value) -> Any:
-    """`steps.attention.write_slots` in ONNX."""
+    """`steps.cache.write_slots` in ONNX."""
     return op.ScatterND(ring, places, new)
 
 
@@ -74,7 +74,7 @@ def trace(
             output_names=output_names,
             dynamic_shapes=(shapes[0], shapes[1:]),
             custom_translation_table={
-                torch.ops.mimi_export.keep_last.default: keep_last_onnx,
+                torch.ops.mimi_export.last_first.default: last_first_onnx,
                 torch.ops.mimi_export.write_slots.default: write_slots_onnx,
             },
             verbose=False,

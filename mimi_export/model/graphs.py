@@ -19,6 +19,7 @@ from mimi_export.contract import network, spec
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import ConvLayer, ResidualUnit, SeanetItem
 from mimi_export.contract.spec import GraphSpec
+from mimi_export.errors import ConfigError
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.steps.cache import KvCache, kv_cache
 from mimi_export.model.steps.conv import conv_step
@@ -153,9 +154,10 @@ class StreamingGraph(nn.Module):
         x = x.permute(2, 0, 1)
         for index, layer in enumerate(self.layers):
             key, value = f"key_{index}", f"value_{index}"
-            x, present_key, present_value = layer(x, call.past[key], call.past[value], call.cache)
+            past_value = call.past[value] if index else call.cache.opened(call.past[value])
+            x, present_key, present_value = layer(x, call.past[key], past_value, call.cache)
             call.put(key, present_key)
-            call.put(value, present_value)
+            call.put(value, present_value if index else call.cache.closed(present_value))
             call.tap(f"transformer_{index}", x)
         return x.permute(1, 2, 0)
 
@@ -230,7 +232,13 @@ class StreamingDecoder(StreamingGraph):
 
 
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
-    """The PyTorch module that computes `graph` with the weights of `checkpoint`."""
+    """The PyTorch module that computes `graph` with the weights of `checkpoint`.
+
+    Raises:
+        ConfigError: an earlier version made the graph.
+    """
+    if graph.shape.growing:
+        raise ConfigError("an earlier version exported this variant, with a window that grows; export it again")
     make = StreamingEncoder if graph.kind == "encoder" else StreamingDecoder
     return make(graph, checkpoint.geometry, tensors_on_disk(checkpoint.model)).eval()
 

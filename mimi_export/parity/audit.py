@@ -45,9 +45,9 @@ OUTLIER = 20.0  # times the median distance: errors that are fed back reach 6 in
 OTHER = 0.25  # of an output's size: further away, its numbers are others
 
 OPERATORS = """
-    Abs Add And ArgMax Cast Clip Concat Constant Conv ConvTranspose Cos Div Equal Exp Expand Gather Gelu Gemm Greater
-    GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max Min Mod Mul Neg Not Or Pad Range ReduceSum
-    Reshape ScatterND Shape Sin Slice Softmax Split Squeeze Sub Tile Transpose Unsqueeze Where
+    Abs Add And ArgMax Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Div Equal Exp Expand Gather Gelu
+    Gemm Greater GreaterOrEqual Identity LayerNormalization Less LessOrEqual MatMul Max Min Mod Mul Neg Not Or Pad Range
+    ReduceSum Reshape ScatterND Shape Sin Slice Softmax Split Squeeze Sub Tile Transpose Unsqueeze Where
 """
 INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear ReduceMax Size"
 TARGETS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL)  # of a Cast

@@ -5,7 +5,7 @@ given the same states and data, and every stage, state and result is compared, r
 weights has to be exact here. Where activations are rounded as well, the step functions round alike.
 
 A stream's age is no input: states are settable. The states of a stream that has filled its window are made older by
-turning its keys and moving them along the ring, in float64 here and not by the graph's own arithmetic, and the old
+turning its keys, and moving them along a ring, in float64 here and not by the graph's own arithmetic, and the old
 stream must give what the young one gives.
 """
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
-from mimi_export.contract.spec import GraphSpec, conv_state_name
+from mimi_export.contract.spec import POSITION_BASE, GraphSpec, conv_state_name, position_digits
 from mimi_export.model.steps.rope import phase_steps
 from mimi_export.parity.explain import Lockstep, States, agreement, agreement_and_gain, named_present
 from mimi_export.parity.results import Outcome
@@ -168,21 +168,22 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     if graph.shape.layout == "ring":
         began = {**full, "position": np.zeros_like(full["position"])}
         yield Situation("start_db", "position 0 over the states of an ended stream", [Row("row 0", few, began)])
-        base = int(full["position"][0, 0])
-        old = [Row(f"position {age}", few, full, age - base) for age in AGES]
-        yield from (Situation("old_stream_db", "an old stream", [row]) for row in old)
-        mixed = [
-            Row("row 0, new", few, fresh),
-            *(dataclasses.replace(row, name=f"row of {row.name}") for row in old[:4]),
-            Row("row 5, new", later, fresh),
-        ]
-        yield Situation("rows_db", "rows of different ages", mixed)
+    old = [Row(f"position {age}", few, full, age - int(position(full)[0])) for age in AGES]
+    yield from (Situation("old_stream_db", "an old stream", [row]) for row in old)
+    begun = fresh if graph.shape.layout == "ring" else {name: np.zeros_like(array) for name, array in full.items()}
+    mixed = [
+        Row("row 0, new", few, begun),
+        *(dataclasses.replace(row, name=f"row of {row.name}") for row in old[:4]),
+        Row("row 5, new", later, begun),
+    ]
+    yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
         call = _first(data, size * unit, axis)
         yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
         if size in FIRST_CALLS or fixed:
             yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])
     other = {name: _varied(name, array) for name, array in full.items()}
+    other |= _at(other, position(full))
     rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
     yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
     yield Situation("rows_db", "new streams", [Row("row 0", few, fresh), Row("row 1", later, fresh)])
@@ -206,18 +207,32 @@ def _first(data: Array, count: int, axis: int) -> Array:
     return data.take(range(count), axis)
 
 
-def full_window(states: Mapping[str, Array], graph: GraphSpec, geometry: Geometry) -> States:
+def full_window(states: Mapping[str, Array], geometry: Geometry) -> States:
     """States of one row as those of a stream that has filled its window, whatever their age."""
     full = {name: _audible(np.array(array[:1])) for name, array in states.items()}
-    if graph.shape.layout == "ring":
-        capacity = full["key_0"].shape[2]
-        while full["position"][0, 0] < geometry.sliding_window:
-            full["position"] = full["position"] + capacity
-        return full
-    for name, array in full.items():
-        if name.startswith(("key_", "value_")):
-            full[name] = np.take(array, np.arange(graph.window_length) % array.shape[2], axis=2)
+    full |= _at(full, position(states)[:1])
+    capacity = full["key_0"].shape[2]
+    while position(full)[0] < geometry.sliding_window:
+        full |= _at(full, position(full) + capacity)
     return full
+
+
+def position(states: Mapping[str, Array]) -> Array:
+    """The tokens of each row's stream, int64 `[B]`."""
+    if "position" in states:
+        return states["position"][:, 0]
+    digits = np.round(states["value_0"][:, 0, -1, :2].astype(np.float64) * POSITION_BASE).astype(np.int64)
+    return digits[:, 0] + POSITION_BASE * digits[:, 1]
+
+
+def _at(states: States, positions: Array) -> States:
+    """The state that holds the position, changed to these."""
+    if "position" in states:
+        return {"position": positions[:, None].astype(np.int64)}
+    values = states["value_0"].copy()
+    for row, tokens in enumerate(positions):
+        values[row, :, -1, :2] = position_digits(int(tokens))
+    return {"value_0": values}
 
 
 def _audible(state: Array) -> Array:
@@ -237,15 +252,14 @@ def turning_steps(arrays: Mapping[str, Array], geometry: Geometry) -> list[int]:
 
 
 def older(states: States, tokens: Sequence[int], steps: Sequence[int]) -> States:
-    """A ring's states as if each row had begun so many tokens earlier: keys turned on, slots moved on."""
-    if not any(tokens) or "position" not in states:
+    """States as if each row had begun so many tokens earlier: keys turned on, slots of a ring moved on."""
+    if not any(tokens):
         return states
     aged = {name: array.copy() for name, array in states.items()}
+    aged |= _at(aged, position(aged) + np.array(tokens))
     for name, array in aged.items():
         for index, count in enumerate(tokens):
-            if name == "position":
-                array[index] += count
-            elif name.startswith(("key_", "value_")):
+            if "position" in states and name.startswith(("key_", "value_")):
                 array[index] = np.roll(array[index], count % array.shape[2], axis=1)
             if name.startswith("key_"):
                 turn = np.exp(2j * math.pi * np.array([count * step % 2**32 / 2**32 for step in steps]))

@@ -98,14 +98,16 @@ class StreamPool:
         rows: streams at most; for a graph of a fixed batch, that batch.
 
     Raises:
-        ConfigError: the variant has the window layout, whose rows must all begin together, or a fixed batch that is
+        ConfigError: the variant has the window layout, whose states move with every call, or a fixed batch that is
             not `rows`.
     """
 
     def __init__(self, half: Encoder | Decoder, rows: int) -> None:
         spec = half.spec
         if spec.shape.layout != "ring" or spec.shape.frames_per_call is None:
-            raise ConfigError("a pool needs a variant exported with --kv-cache ring: a window has one age for all rows")
+            raise ConfigError(
+                "a pool needs a variant exported with --kv-cache ring: the states of a window move with every call"
+            )
         if rows < 1:
             raise ConfigError(f"rows is {rows}, expected 1 or more")
         spec.check_rows(rows)

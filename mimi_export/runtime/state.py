@@ -2,7 +2,7 @@
 
 A `StreamState` knows nothing of audio or codes: it feeds `past_*`, keeps `present_*`, and can be copied out and in.
 
-While the window of a young stream grows, every call has shapes of its own and onnxruntime allocates its outputs. From
+In the first call of a window onnxruntime allocates its outputs (and in those of earlier versions while they grow). From
 then on, and in a ring always, shapes are fixed and calls are bound once: the states live in two sets, and each call
 reads one and writes the other. The keys and values of a ring are one set only, bound in and out: the graph writes the
 new slots in place, and onnxruntime then skips the copy of all others.
@@ -72,7 +72,7 @@ class StreamState:
         self.graph = graph
         self.batch = batch
         self._now: dict[str, Any] = {}
-        self._next: dict[str, Any] | None = None  # the set that the next call writes; `None` while a window grows
+        self._next: dict[str, Any] | None = None  # the set that the next call writes; `None` until it is full
         self._calls: tuple[dict[tuple[int, ...], BoundCall], ...] = ()  # from `_now` to `_next`, and back
         self.reset()
 

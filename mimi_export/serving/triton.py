@@ -93,7 +93,7 @@ def write_repository(
     name = manifest.name if options.name is None else options.name
     if manifest.shape.layout != "ring":
         raise ConfigError(
-            f"{artifact.path} has the window layout, whose rows all have one age; Triton needs a ring: "
+            f"{artifact.path} has the window layout, whose states have another shape at first; Triton needs a ring: "
             "export one with --kv-cache ring"
         )
     if manifest.shape.rows is not None:

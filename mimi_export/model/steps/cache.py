@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import KvLayout
-from mimi_export.model.steps.rope import exact_rotation, inverse_frequencies, phase_steps, rotate, rotation
+from mimi_export.contract.spec import POSITION_BASE, KvLayout
+from mimi_export.model.steps.rope import exact_rotation, phase_steps
 
 # Queries [T, B, heads, 1, D] and keys [B, groups, keys, D]: the logits are the sum of their products.
 Terms: TypeAlias = Sequence[tuple[Tensor, Tensor]]
@@ -27,12 +27,18 @@ class KvCache(Protocol):
     bias: Tensor
     """Added to attention logits `[T, B, groups, queries, keys]`: minus infinity where a query may not look."""
     fresh: Tensor
-    """Bool, `[1]` or `[B, 1, 1]`: true where a stream begins with this call."""
+    """Bool, `[B, 1, 1]`: true where a stream begins with this call."""
     present: Mapping[str, Tensor]
     """States of the cache itself for the next call, by name."""
 
     def carried(self, state: Tensor) -> Tensor:
         """A convolution's state `[B, C, S]` as the client gave it; zeros where a stream begins."""
+
+    def opened(self, values: Tensor) -> Tensor:
+        """The first layer's values as a client gave them, without what travels in them beside values."""
+
+    def closed(self, values: Tensor) -> Tensor:
+        """The first layer's values for the next call, with what travels in them beside values."""
 
     def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """Turn queries and keys to their positions and join the past.
@@ -52,22 +58,21 @@ def kv_cache(layout: KvLayout, geometry: Geometry, past: Mapping[str, Tensor], n
     length = past["key_0"].shape[2]
     if layout == "ring":
         return RingCache(geometry, past["position"], new, length, swap)
-    return WindowCache(geometry, length, new)
+    return WindowCache(geometry, past["value_0"], new, swap)
 
 
-@torch.library.custom_op("mimi_export::keep_last", mutates_args=())
-def keep_last(x: Tensor, length: int) -> Tensor:
-    """The last `length` entries of axis 2, or all of them where there are fewer.
+@torch.library.custom_op("mimi_export::last_first", mutates_args=())
+def last_first(x: Tensor) -> Tensor:
+    """The last entry of axis 2 before all others; nothing of nothing.
 
-    One `Slice` in ONNX. As plain indexing, `torch.export` would have to know whether there are fewer.
+    As plain indexing, `torch.export` would have to know whether there is one.
     """
-    return x[:, :, max(0, x.shape[2] - length) :].clone()
+    return torch.cat([x[:, :, -1:], x[:, :, :-1]], dim=2)
 
 
-@keep_last.register_fake
-def _(x: Tensor, length: int) -> Tensor:
-    kept = torch.sym_min(x.shape[2], length)  # type: ignore[no-untyped-call]
-    return x.new_empty((x.shape[0], x.shape[1], kept, x.shape[3]))
+@last_first.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.custom_op("mimi_export::write_slots", mutates_args=())
@@ -86,51 +91,6 @@ def _(ring: Tensor, _places: Tensor, _new: Tensor) -> Tensor:
     return torch.empty_like(ring)
 
 
-class WindowCache:
-    """The last `window - 1` tokens, newest last; keys unrotated, turned at positions 0 … past + T - 1 each call.
-
-    The absolute position is not known and not needed: every token that a query may see is here, in order. To turn the
-    keys, `turn(k) = k·cos + swap(k)·sin`, takes five passes over all of them. Two are enough, since `sin` has opposite
-    signs in the two halves:
-
-        q · turn(k) = q · (k·cos) - swap(q) · (k·sin)
-
-    Args:
-        geometry: sizes of the model.
-        past: tokens kept from the calls before.
-        new: tokens of this call.
-    """
-
-    def __init__(self, geometry: Geometry, past: int, new: int) -> None:
-        self._keep = geometry.sliding_window - 1
-        self._groups = geometry.num_key_value_heads
-        positions = torch.arange(past + new)
-        frequencies = inverse_frequencies(geometry.head_dim, geometry.rope_theta)
-        self._cos, self._sin = rotation(positions, frequencies)
-        self._query_turn = [factor[past:, None, None, None] for factor in (self._cos, self._sin)]
-        queries = positions[past:]
-        age = queries[:, None] - positions[None, :]
-        visible = (age >= 0) & (age < geometry.sliding_window)
-        self.bias = torch.where(visible, 0.0, -math.inf)[:, None, None, None]
-        self.fresh = queries[:1] == 0
-        self.present: Mapping[str, Tensor] = {}
-
-    def carried(self, state: Tensor) -> Tensor:
-        """The state as it is: a client begins with zeros."""
-        return state
-
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
-        """See `KvCache`."""
-        query, key, value = _split_heads(fused, self._groups)
-        key, value = (new.squeeze(3).permute(1, 2, 0, 3) for new in (key, value))
-        keys = torch.cat([past_key, key], dim=2)
-        values = torch.cat([past_value, value], dim=2)
-        query = rotate(query, *self._query_turn)
-        first, second = query.chunk(2, dim=-1)
-        terms = (query, keys * self._cos), (torch.cat([-second, -first], dim=-1), keys * self._sin)
-        return terms, values, keep_last(keys, self._keep), keep_last(values, self._keep)
-
-
 class RingCache:
     """A ring of `capacity` slots for each row, written at `position mod capacity`; keys are turned once, when written.
 
@@ -147,38 +107,110 @@ class RingCache:
         swap: `half_swap(head_dim)`.
     """
 
+    present: Mapping[str, Tensor]
+
     def __init__(self, geometry: Geometry, position: Tensor, new: int, capacity: int, swap: Tensor) -> None:
-        groups, heads = geometry.num_key_value_heads, geometry.num_attention_heads
-        self._groups = groups
-        positions = position.reshape(1, -1, 1, 1) + torch.arange(new).reshape(-1, 1, 1, 1)  # [T, B, 1, 1]
-        tokens = positions[..., None]
-        turns = (torch.arange(heads + 2 * groups) < heads + groups).to(torch.float32)[:, None, None]
-        cos, sin = exact_rotation(positions, phase_steps(geometry.head_dim, geometry.rope_theta))
-        self._cos, self._sin = cos * turns + (1 - turns), sin * turns  # values are not turned
-        self._swap = swap
+        self._turn(geometry, position, new, swap)
+        tokens = self._tokens
         rows = torch.arange(tokens.shape[1]).reshape(1, -1, 1, 1, 1)
-        group = torch.arange(groups).reshape(1, 1, -1, 1, 1)
+        group = torch.arange(self._groups).reshape(1, 1, -1, 1, 1)
         row_axis, group_axis, slot_axis = torch.eye(3, dtype=torch.int64)
         slots = torch.remainder(tokens, capacity)
         self._places = slots * slot_axis + (rows * row_axis + group * group_axis)  # [T, B, groups, 1, 3]
         age = torch.remainder(tokens - torch.arange(capacity), capacity)  # [T, B, 1, 1, C]
-        visible = age < torch.clamp(tokens + 1, max=geometry.sliding_window)
-        self.bias = torch.where(visible, 0.0, -math.inf)
-        self.fresh = (position == 0)[:, :, None]
-        self.present: Mapping[str, Tensor] = {"position": position + new}
+        self._hide(age < torch.clamp(tokens + 1, max=geometry.sliding_window))
+        self.present = {"position": position + new}
         self._running = (~self.fresh).to(torch.float32)
+
+    def _turn(self, geometry: Geometry, position: Tensor, new: int, swap: Tensor) -> None:
+        """Note positions of the tokens, and what turns queries and keys to them."""
+        groups, heads = geometry.num_key_value_heads, geometry.num_attention_heads
+        positions = position.reshape(1, -1, 1, 1) + torch.arange(new).reshape(-1, 1, 1, 1)  # [T, B, 1, 1]
+        turns = (torch.arange(heads + 2 * groups) < heads + groups).to(torch.float32)[:, None, None]
+        cos, sin = exact_rotation(positions, phase_steps(geometry.head_dim, geometry.rope_theta))
+        self._cos, self._sin = cos * turns + (1 - turns), sin * turns  # values are not turned
+        self._swap, self._groups, self._tokens = swap, groups, positions[..., None]
+        self.fresh = (position == 0)[:, :, None]
+
+    def _hide(self, visible: Tensor) -> None:
+        self.bias = torch.where(visible, 0.0, -math.inf)
+
+    def _turned(self, fused: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`, turned."""
+        turned = fused * self._cos + (fused @ self._swap) * self._sin
+        return torch.split(turned, [fused.shape[2] - 2 * self._groups, self._groups, self._groups], dim=2)
 
     def carried(self, state: Tensor) -> Tensor:
         """Zeros for rows at position 0, whatever finite values their states hold."""
         return state * self._running
 
+    def opened(self, values: Tensor) -> Tensor:
+        """As they are."""
+        return values
+
+    def closed(self, values: Tensor) -> Tensor:
+        """As they are."""
+        return values
+
     def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """See `KvCache`."""
-        turned = fused * self._cos + (fused @ self._swap) * self._sin
-        query, key, value = _split_heads(turned, self._groups)
+        query, key, value = self._turned(fused)
         keys = write_slots(past_key, self._places, key)
         values = write_slots(past_value, self._places, value)
         return [(query, keys)], values, keys, values
+
+
+class WindowCache(RingCache):
+    """The last `window` tokens, newest last; keys are turned once, when they come.
+
+    A client begins with none, and from the first call on has as many as the window is long, of which those that no
+    token of its stream has written are masked. A query sees `window - 1` past tokens, so the oldest has room for
+    the position: the tokens of each row's stream before this call. It travels as the last one of the first layer's
+    values (`spec.position_digits`), where a client that cuts the beginning off does not hurt it.
+
+    Args:
+        geometry: sizes of the model.
+        past: what the client gave as the first layer's values, `[B, groups, 0 … window, D]`.
+        new: tokens of this call.
+        swap: `half_swap(head_dim)`.
+    """
+
+    def __init__(self, geometry: Geometry, past: Tensor, new: int, swap: Tensor) -> None:
+        window, (rows, groups, kept, dim) = geometry.sliding_window, past.shape
+        nothing = past.new_zeros(rows, 1, 1, dim)
+        digits = torch.cat([nothing, past[:, :1]], dim=2)[:, 0, -1, :2] * POSITION_BASE
+        low, high = torch.split(digits.to(torch.int64), 1, dim=1)
+        position = torch.clamp(low + high * POSITION_BASE, min=0)
+        self._turn(geometry, position, new, swap)
+        self._window, self._fill = window, past.new_zeros(rows, groups, window - kept, dim)
+        age = window + torch.arange(new).reshape(-1, 1, 1, 1, 1) - torch.arange(window + new)  # [T, 1, 1, 1, keys]
+        self._hide((age >= 0) & (age < torch.clamp(self._tokens + 1, max=window)))
+        after = position + new
+        digits = torch.cat([torch.remainder(after, POSITION_BASE), after // POSITION_BASE], dim=1) / POSITION_BASE
+        self._mark = torch.nn.functional.pad(digits, (0, dim - 2))[:, None, None].expand(-1, groups, -1, -1)
+        self.present = {}
+
+    def carried(self, state: Tensor) -> Tensor:
+        """The state as it is: a client begins with zeros."""
+        return state
+
+    def opened(self, values: Tensor) -> Tensor:
+        """The position goes to the place of the oldest value, which no query of this call sees."""
+        rolled: Tensor = last_first(values)
+        return rolled
+
+    def closed(self, values: Tensor) -> Tensor:
+        """The position comes to the end, and the oldest value goes."""
+        return torch.cat([values[:, :, 1:], self._mark], dim=2)
+
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+        """See `KvCache`."""
+        query, *new = self._turned(fused)
+        keys, values = (
+            torch.cat([self._fill, past, one.squeeze(3).permute(1, 2, 0, 3)], dim=2)
+            for past, one in zip((past_key, past_value), new, strict=True)
+        )
+        return [(query, keys)], values, keys[:, :, -self._window :], values[:, :, -self._window :]
 
 
 class SlotCache(RingCache):
@@ -206,7 +238,7 @@ class SlotCache(RingCache):
         past = (before <= positions[0]) & (before + steps < window)
         own = (steps >= torch.arange(new)) & (steps - torch.arange(new) < window)
         self.bias = torch.where(torch.cat([past, own], dim=1), 0.0, -math.inf)[:, None, None, None]
-        self.present: Mapping[str, Tensor] = {}
+        self.present = {}
 
     def carried(self, state: Tensor) -> Tensor:
         """The state as it is: a client begins with zeros."""
@@ -214,15 +246,10 @@ class SlotCache(RingCache):
 
     def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
         """See `KvCache`."""
-        query, key, value = _split_heads(fused * self._cos + (fused @ self._swap) * self._sin, self._groups)
+        query, key, value = self._turned(fused)
         keys, values = (
             torch.cat([past, new.squeeze(3).permute(1, 2, 0, 3)], dim=2)
             for past, new in ((past_key, key), (past_value, value))
         )
         written = (write_slots(past, self._places, new) for past, new in ((past_key, key), (past_value, value)))
         return [(query, keys)], values, *written
-
-
-def _split_heads(fused: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`."""
-    return torch.split(fused, [fused.shape[2] - 2 * groups, groups, groups], dim=2)

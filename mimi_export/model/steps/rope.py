@@ -29,29 +29,17 @@ def phase_steps(head_dim: int, theta: float) -> Tensor:
     return torch.round(turns * 2**PHASE_BITS).to(torch.int64)
 
 
-def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of small positions: int64 `[…]` and `[D/2]` give two `[…, D]` for `rotate`."""
-    return _factors(positions.to(torch.float32)[..., None] * frequencies)
-
-
 def exact_rotation(positions: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of positions of any size: int64 `[…]` and `phase_steps` `[D/2]` give two `[…, D]` for `rotate`."""
+    """Factors of positions of any size: int64 `[…]` and `phase_steps` `[D/2]` give `(cos, cos)` and `(-sin, sin)`.
+
+    Both are `[…, D]`, and a token turns by `x·cos + swap(x)·sin`, where swap exchanges the two halves.
+    """
     phase = torch.remainder(positions[..., None] * steps, 2**PHASE_BITS)
-    return _factors(phase.to(torch.float32) * (2 * math.pi / 2**PHASE_BITS))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of `[…, T, D]`: `x·cos + swap(x)·sin`, where swap exchanges the two halves."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([second, first], dim=-1) * sin
+    angle = phase.to(torch.float32) * (2 * math.pi / 2**PHASE_BITS)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def half_swap(head_dim: int) -> Tensor:
     """The matrix `[D, D]` that exchanges the halves of `[…, D]`, exactly: for few rows a matmul is one cheap node."""
     return torch.eye(head_dim).roll(head_dim // 2, dims=1)
-
-
-def _factors(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """`(cos, cos)` and `(-sin, sin)` of `[…, D/2]` angles."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
