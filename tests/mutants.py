@@ -356,7 +356,7 @@ def further() -> Iterator[Mutant]:
         yield Mutant("K and N", "5 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 5, 0.01)), "" if variant == "int8" else "codebooks_db", "")
         yield Mutant("K and N", "8 codebooks lose 1 %", variant, "decoder", through("tap_latents", m.size_is(1, 8, 0.01)), "" if variant == "int8" else "start_db", "")
     for variant in ("fp32", "fp16", "int8"):
-        yield Mutant("rows", "no first sample before the first call of later rows", variant, "encoder", m.no_replicate_in_later_rows, "rows_db", "new streams, row 1: parts at latents")
+        yield Mutant("rows", "no first sample before the first call of later rows", variant, "encoder", m.no_replicate_in_later_rows, "rows_db", "rows of different ages, row 5, new: parts at latents")
         yield Mutant("K and N", "a call of 32 frames forgets the upsampling's state", variant, "decoder", through("past_conv_us_state", m.size_is(2, 32, 1.0)), "call_size_db", "32 frame")
         yield Mutant("K and N", "keys of a call of 3 frames lose 1 %", variant, "encoder", through("present_key_0", m.size_is(2, 3 * 1920, 0.01)), "" if variant == "int8" else "call_size_db", "present_key_0")
         yield Mutant("codes", "codes above 48 are one too high", variant, "encoder", through("audio_codes", m.codes_beyond(48, 63)), "", "")

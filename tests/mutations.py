@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from mimi_export.contract.directory import Artifact, load_artifact, write_manifest
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec
+from mimi_export.model.steps.rope import exact_rotation, half_swap, phase_steps
 
 Mutation = Callable[[ir.Model], None]
 
@@ -113,21 +115,21 @@ def no_replicate(model: ir.Model) -> None:
 
 def shift_position(model: ir.Model) -> None:
     """Queries are rotated one position too far; keys are not."""
-    cos = next(node for node in model.graph if node.op_type == "Cos")
-    angle = cos.inputs[0]
-    bounds = [constant(model, np.array([n]), f"mutation_{n}") for n in (1, 2, 0)]
-    one = insert(model, "Slice", [angle, *bounds], "mutation_step")
-    shifted = insert(model, "Add", [angle, one], "mutation_angle")
-    c, s = (insert(model, op, [shifted], f"mutation_{op}") for op in ("Cos", "Sin"))
-    minus = insert(model, "Neg", [s], "mutation_minus")
-    replaced = {"cos": insert(model, "Concat", [c, c], "mutation_cc", axis=-1),
-                "sin": insert(model, "Concat", [minus, s], "mutation_ss", axis=-1)}  # fmt: skip
-    for node in list(model.graph):
-        source = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
-        if source is not None and source.op_type == "Concat":
-            ops = {v.producer().op_type for v in source.inputs if v.producer() is not None}
-            if ops <= {"Cos", "Sin", "Neg"} and ops:
-                node.replace_input_with(0, replaced["cos" if ops == {"Cos"} else "sin"])
+    splits = [node for node in model.graph if node.op_type == "Split" and len(node.outputs) == 3]
+    heads = [node for node in splits if node.inputs[0].producer().op_type == "Add"]
+    size = int(value(model, "past_key_0").shape[3])
+    cos, sin = exact_rotation(torch.ones(1, dtype=torch.int64), phase_steps(size, 10000.0))
+    cos, sin, swap = (
+        constant(model, array.numpy(), f"mutation_{name}")
+        for name, array in (("cos", cos), ("sin", sin), ("swap", half_swap(size)))
+    )
+    for index, node in enumerate(heads):
+        query = node.outputs[0]
+        swapped = insert(model, "MatMul", [query, swap], f"mutation_swapped_{index}")
+        kept = insert(model, "Mul", [query, cos], f"mutation_kept_{index}")
+        turned = insert(model, "Mul", [swapped, sin], f"mutation_turned_{index}")
+        further = insert(model, "Add", [kept, turned], f"mutation_further_{index}")
+        redirect(query, further, swapped.producer(), kept.producer())
 
 
 def keep_bias(name: str) -> Mutation:
