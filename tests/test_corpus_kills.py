@@ -32,7 +32,7 @@ def recordings(tmp_path):
     folder = tmp_path / "recordings"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for index, seconds in enumerate(rng.uniform(0.1, 12, 120)):
+    for index, seconds in enumerate(rng.uniform(0.1, 60, 120)):
         soundfile.write(folder / f"{index:03d}.wav", speech_like(seconds, seed=index), 24000)
     (folder / "bad.wav").write_bytes(b"no sound")
     return folder
@@ -46,6 +46,11 @@ def start(variant, recordings, output, *more):
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def journal(folder: Path) -> int:
+    """Bytes of the rows that are done and in no file yet."""
+    return sum(path.stat().st_size for path in folder.glob(".rows-*"))
 
 
 def kill(pid: int) -> None:
@@ -97,25 +102,24 @@ def test_killed_and_resumed_equals_peace(tiny_variant, recordings, tmp_path, cap
 def test_ray_killed_and_resumed_equals_peace(head, tiny_variant, recordings, tmp_path, capsys):
     address, root = head
     more = ("--engine", "ray", "--workers", "2", "--address", address)
-    killed(5, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
+    killed(20, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
 
 
 def killed(kills, more, root, variant, recordings, tmp_path, capsys):
-    """Measure a whole run, kill others at random moments of it, most of them by a worker, too; let the last one end."""
-    begin = time.monotonic()
+    """Leave a run in peace; kill others soon after they have done a row, most of them by a worker, too; let one end."""
     peace = start(variant, recordings, tmp_path / "peace", *more)
     output, _ = peace.communicate()
     assert peace.returncode == 6, output
-    seconds = time.monotonic() - begin
     rng, counts, rows = np.random.default_rng(1), {"driver": 0, "worker": 0, "both": 0}, []
     target = tmp_path / "killed"
     while sum(counts.values()) < kills:
         process = start(variant, recordings, target, *more)
-        try:
-            process.wait(rng.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        else:  # it has ended before it could be killed: begin anew
+        before = journal(target)
+        while process.poll() is None and journal(target) <= before:
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 1.5))
+        if process.poll() is not None:  # it has ended before it could be killed: begin anew
             rows.append("whole")
             for path in target.glob("[!_]*"):
                 path.unlink()
@@ -128,7 +132,7 @@ def killed(kills, more, root, variant, recordings, tmp_path, capsys):
             time.sleep(rng.uniform(0, 2))
         kill(process.pid)
         process.communicate()
-        rows.append(sum(path.stat().st_size for path in target.glob(".rows-*")))
+        rows.append(journal(target))
     last = start(variant, recordings, target, *more)
     output, _ = last.communicate()
     assert last.returncode == 6, output
@@ -137,4 +141,5 @@ def killed(kills, more, root, variant, recordings, tmp_path, capsys):
     output, _ = again.communicate()
     assert "0 done, 121 before, 1 failed, of 121" in output
     assert not list(target.glob(".rows-*"))
+    assert len(set(rows)) > kills / 2, "most runs have done something before they were killed"
     show(f"kills: {counts}; bytes in the journal after each: {rows}", capsys)
