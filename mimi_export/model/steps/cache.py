@@ -166,7 +166,7 @@ class WindowCache(RingCache):
     A client begins with none, and from the first call on has as many as the window is long, of which those that no
     token of its stream has written are masked. A query sees `window - 1` past tokens, so the oldest has room for
     the position: the tokens of each row's stream before this call. It travels as the last one of the first layer's
-    values (`spec.position_digits`), where a client that cuts the beginning off does not hurt it.
+    values (`spec.position_digits`), which no client cuts off.
 
     Args:
         geometry: sizes of the model.
