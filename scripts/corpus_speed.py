@@ -1,19 +1,27 @@
-"""How fast recordings become codes on one core, side by side: the graph alone, `tokenize`, and transformers.
+"""How fast recordings become codes on one core, side by side: the graph alone, `tokenize`, and other programs.
 
     python scripts/corpus_speed.py artifacts/ring-8cb recordings/ --model synthetic --rounds 3
+    python scripts/corpus_speed.py artifacts/ring-8cb recordings/ --peers-python .venv-peers/bin/python
 
-Every contender does all recordings in each round, in turns, in one thread of this process; what is counted is the time
-of the processor, which other programs on the machine change little. `transformers` in batches reads and resamples
-as we do, sorts by length, pads to the longest of a batch and cuts the padding's codes off. The hours that the last
-lines need on paper are of the measured parts.
+Every contender does all recordings in each round, in turns, in one thread; what is counted is the time of the
+processor, which other programs on the machine change little. `transformers` in batches reads and resamples as we do,
+sorts by length, pads to the longest of a batch and cuts the padding's codes off. `moshi` and `rustymimi` come from an
+environment of their own (`make bench-peers`) and find the sound read and resampled, see `corpus_peer.py`. The hours
+that the last lines need on paper are of the measured parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,12 +36,50 @@ from mimi_export.corpus.rows import matrix
 from mimi_export.corpus.utterance import Utterance
 from mimi_export.media.audio import read_audio
 from mimi_export.model.checkpoint import load_checkpoint
+from mimi_export.model.kyutai import save_kyutai
 from mimi_export.runtime import load
 
 AGE_SECONDS = 20.0  # a full window
 CORPUS_HOURS = 10_000
+PEERS = ("moshi", "rustymimi")
 ONCE = "transformers one by one"  # in the first round alone: what all codes are compared with
 Codes = dict[str, Any]
+Round = Callable[[], tuple[float, Codes]]  # seconds of the processor, and what came of them
+
+
+def timed(run: Callable[[], Codes]) -> Round:
+    """A round in this process."""
+
+    def measured() -> tuple[float, Codes]:
+        began = time.process_time()
+        codes = run()
+        return time.process_time() - began, codes
+
+    return measured
+
+
+@contextmanager
+def peer(python: str, name: str, weights: Path, clips: Path, count: int, rows: int) -> Iterator[Round]:
+    """Rounds of another program in a process of its own."""
+    script, root = Path(__file__).with_name("corpus_peer.py"), Path(__file__).parents[1]
+    command = [python, str(script), name, str(weights), str(clips), "--codebooks", str(count), "--rows", str(rows)]
+    one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "RAYON")}
+    environment = {**os.environ, **one, "NO_TORCH_COMPILE": "1", "PYTHONPATH": str(root)}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as process:
+        write, read = process.stdin, process.stdout
+        if write is None or read is None or read.readline() != "ready\n":
+            raise SystemExit(f"error: {name} does not start; make bench-peers installs it")
+
+        def run() -> tuple[float, Codes]:
+            write.write("go\n")
+            write.flush()
+            spent = float(read.readline())
+            with np.load(clips / f"{name}.codes.npz") as codes:
+                return spent, dict(codes)
+
+        yield run
+        write.write("\n")
 
 
 def tokenize(variant: str, rows: int, found: list[Utterance], parts: dict[str, float]) -> Callable[[], Codes]:
@@ -94,28 +140,43 @@ def main() -> None:
     parser.add_argument("--model", default="synthetic")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers-python", help="of an environment with moshi and rustymimi")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, parts = list(find(options.inputs)), dict[str, float]()
-    codec, seconds = load(options.variant), sum(len(read_audio(one.path)) for one in found) / 24000
+    sounds = {one.id: read_audio(one.path) for one in found}
+    codec, seconds = load(options.variant), sum(map(len, sounds.values())) / 24000
     count = codec.artifact.manifest.shape.num_codebooks
     frames = round(seconds * codec.geometry.frame_rate)
     checkpoint = load_checkpoint(options.model)
     contenders = {
-        "graph alone": graph_alone(options.variant, options.rows, frames),
-        "tokenize": tokenize(options.variant, options.rows, found, parts),
-        "transformers in batches": transformers(checkpoint.model, count, options.rows, found),
-        ONCE: transformers(checkpoint.model, count, 1, found),
+        "graph alone": timed(graph_alone(options.variant, options.rows, frames)),
+        "tokenize": timed(tokenize(options.variant, options.rows, found, parts)),
+        "transformers in batches": timed(transformers(checkpoint.model, count, options.rows, found)),
+        ONCE: timed(transformers(checkpoint.model, count, 1, found)),
     }
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    spent: dict[str, list[float]] = {}
     codes: dict[str, Codes] = {}
-    for number in range(options.rounds):
-        for name, run in contenders.items():
-            if number and name == ONCE:
-                continue
-            began = time.process_time()
-            codes[name] = run()
-            spent[name].append(time.process_time() - began)
+    with ExitStack() as resources:
+        if options.peers_python:
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+            weights, numbers = folder / "kyutai.safetensors", {name: str(index) for index, name in enumerate(sounds)}
+            save_kyutai(checkpoint.model, weights)
+            for name, sound in sounds.items():
+                np.save(folder / f"{numbers[name]}.npy", sound)
+            for name in PEERS:
+                running = peer(options.peers_python, name, weights, folder, count, options.rows)
+                contenders[name] = resources.enter_context(running)
+        sounds.clear()
+        for number in range(options.rounds):
+            for name, run in contenders.items():
+                if number and name == ONCE:
+                    continue
+                seconds_spent, codes[name] = run()
+                if name in PEERS:
+                    codes[name] = {one: codes[name][number] for one, number in numbers.items()}
+                spent.setdefault(name, []).append(seconds_spent)
+                print(f"round {number + 1}: {name}, {seconds_spent:.0f} s", file=sys.stderr, flush=True)
     print(f"{len(found)} recordings, {seconds / 3600:.2f} h, {options.rows} rows, {options.rounds} rounds")
     speeds = {name: seconds / median(times) for name, times in spent.items()}
     wanted = codes[ONCE]

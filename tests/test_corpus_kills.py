@@ -102,7 +102,7 @@ def test_killed_and_resumed_equals_peace(tiny_variant, recordings, tmp_path, cap
 def test_ray_killed_and_resumed_equals_peace(head, tiny_variant, recordings, tmp_path, capsys):
     address, root = head
     more = ("--engine", "ray", "--workers", "2", "--address", address)
-    killed(5, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
+    killed(20, more, root, tiny_variant(8, "ring", 1), recordings, tmp_path, capsys)
 
 
 def killed(kills, more, root, variant, recordings, tmp_path, capsys):

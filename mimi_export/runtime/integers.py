@@ -21,6 +21,7 @@ from mimi_export.runtime.graph_file import FileNode, GraphFile
 
 LARGEST_SUM = 2**15 - 1
 UINT8_MAX = 255
+INT8_REACH = 128
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +39,7 @@ def check_integers(path: Path) -> int:
         GraphError: a sum of two products may leave 16 bits, or the weights cannot be read.
     """
     graph = GraphFile(path)
-    products = [node for node in dict.fromkeys(graph.nodes.values()) if node.op_type == "MatMulInteger"]
+    products = _products(graph)
     for node in products:
         weight = _weight(graph, node.inputs[1])
         if weight is None:
@@ -50,6 +51,17 @@ def check_integers(path: Path) -> int:
                 f"{LARGEST_SUM}: the graph is wrong there; convert its fp32 parent again"
             )
     return len(products)
+
+
+def may_saturate(path: Path) -> bool:
+    """Whether int8 weights exist with which some product would; a look at the nodes alone, in hundredths of a second.
+
+    Raises:
+        GraphError: the file cannot be read.
+    """
+    graph = GraphFile(path)
+    codes = (largest_code(graph, node.inputs[0]) for node in _products(graph))
+    return any(code * 2 * INT8_REACH > LARGEST_SUM for code in codes)
 
 
 def neighbours(weight: Array) -> int:
@@ -68,6 +80,10 @@ def largest_code(graph: GraphFile, name: str) -> int:
         steps, zero = _steps(graph, node)
         return UINT8_MAX if math.isinf(steps) else min(UINT8_MAX, round(steps) + zero)
     return UINT8_MAX
+
+
+def _products(graph: GraphFile) -> list[FileNode]:
+    return [node for node in dict.fromkeys(graph.nodes.values()) if node.op_type == "MatMulInteger"]
 
 
 def _steps(graph: GraphFile, node: FileNode) -> tuple[float, int]:
