@@ -17,8 +17,9 @@ import soundfile
 
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.precision import Int8Options
+from mimi_export.contract.spec import Shape
 from mimi_export.corpus import run as corpus
-from mimi_export.corpus.encoder import CorpusEncoder, Settings
+from mimi_export.corpus.encoder import CorpusEncoder, Settings, rows_in_a_call
 from mimi_export.corpus.inputs import find
 from mimi_export.corpus.plan import make_plan
 from mimi_export.corpus.rows import CorpusInfo, matrix, to_bytes
@@ -113,6 +114,24 @@ def test_codes_are_those_of_each_file_alone(peaceful, ring, recordings):
         assert row["duration"] == len(audio) / 24000
 
 
+def test_many_frames_in_a_call(here, tiny_variant, recordings, tmp_path, cli):
+    """Of a file's last call only frames that hold real sound count."""
+    ring = tiny_variant(8, "ring", 8)
+    code, _, err = cli("tokenize", recordings / "deep", "--output", tmp_path / "codes", "--variant", ring)
+    assert (code, "--frames-per-call 8" in err) == (0, False)
+    rows = table(tmp_path / "codes")
+    assert rows.num_rows == 8
+    for path, codes in zip(rows["path"].to_pylist(), rows["codes"], strict=True):
+        np.testing.assert_array_equal(matrix(codes), alone(ring, read_audio(path)))
+
+
+def test_rows_in_a_call():
+    for shape, rows in ((Shape(8, "ring", 1), 16), (Shape(8, "ring", 8), 2), (Shape(8, "ring", 40), 1)):
+        assert rows_in_a_call(Settings("variant"), shape) == rows
+    assert rows_in_a_call(Settings("variant", 5), Shape(8, "ring", 8)) == 5
+    assert rows_in_a_call(Settings("variant", 5), Shape(8, "ring", 8, rows=3)) == 3
+
+
 def test_integers_do_not_depend_on_neighbours_either(here, ring, recordings, tmp_path):
     int8 = tmp_path / "int8"
     convert(ring, int8, Int8Options())
@@ -135,6 +154,7 @@ def test_a_second_run_does_nothing(peaceful, ring, recordings, cli):
     before, times = content(peaceful), {path: path.stat().st_mtime_ns for path in peaceful.iterdir()}
     code, out, err = cli("tokenize", recordings, "--output", peaceful, "--variant", ring, "--rows", 3, "--json")
     assert code == 6, err
+    assert "--frames-per-call 8 makes a variant that is faster here" in err
     found = json.loads(out)
     assert (found["done"], found["before"], found["failed"]) == (0, 14, 6)
     assert content(peaceful) == before

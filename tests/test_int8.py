@@ -17,7 +17,7 @@ from mimi_export.passes.int8_matmuls import IntegerMatmuls
 from mimi_export.passes.rewriting import find_matmuls
 from mimi_export.passes.rounding import Rounded, round_columns
 from mimi_export.runtime.graph_file import GraphFile
-from mimi_export.runtime.integers import check_integers, neighbours
+from mimi_export.runtime.integers import check_integers, may_saturate, neighbours
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20, "my.domain" : 1]>\n'
 RNG = np.random.default_rng(5)
@@ -150,6 +150,7 @@ def test_integers_are_proved(tmp_path):
     weights = Rounded(np.full((70, 24), -127, np.int8), np.ones(24, np.float32))
     path = saved(IntegerMatmuls({"w": weights})(product()).model, tmp_path)
     assert check_integers(path) == 1
+    assert not may_saturate(path)
     assert check_integers(saved(RoundedCodebooks(["books"])(search()).model, tmp_path)) == 1
     assert check_integers(saved(product(), tmp_path)) == 0
 
@@ -174,8 +175,10 @@ def test_activations_that_reach_further_are_refused(tmp_path, damage):
     weights = Rounded(np.full((70, 24), 127, np.int8), np.ones(24, np.float32))
     model = IntegerMatmuls({"w": weights})(product()).model
     damage(model)
+    path = saved(model, tmp_path)
     with pytest.raises(GraphError, match=r"two products of w.sums add up to \d+, .* stop at 32767"):
-        check_integers(saved(model, tmp_path))
+        check_integers(path)
+    assert may_saturate(path)
 
 
 def dynamic(weight):
@@ -203,6 +206,7 @@ def dynamic(weight):
 def test_neighbours_decide_where_activations_reach_255(tmp_path, column, fits):
     """Products of inputs 2k and 2k + 1 are added in 16 bits; -128 itself is only reached by files of others."""
     path = saved(dynamic(np.array([column, (1, 2, 3, 4)], np.int8).T), tmp_path)
+    assert may_saturate(path), "other weights would"
     if fits:
         assert check_integers(path) == 1
     else:

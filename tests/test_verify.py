@@ -21,6 +21,7 @@ from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.precision import Fp16Options, Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.export.convert import convert
+from mimi_export.runtime.codec import Codec
 from mimi_export.runtime.golden import least, replay_golden
 from mimi_export.runtime.replay import GOLDEN_NAME
 
@@ -160,6 +161,23 @@ def test_a_graph_that_saturates_everywhere_alike_is_found(converted, tiny_varian
         assert "NOT as it should be" in shown.out
         for word in ("encoder_model.onnx", "decoder_model.onnx", ort.__version__, *words):
             assert word in shown.err
+
+
+def test_only_a_graph_that_may_saturate_runs_on_unsigned_weights(converted, tmp_path):
+    """Making them unsigned is right everywhere, and slow on processors with AMX."""
+    other = shutil.copytree(converted / "int8", tmp_path / "other")
+    model = ir.load(other / "encoder_model.onnx")
+    model.graph.initializers["integer_matmuls.step"].const_value = ir.tensor(np.float32(1 / 127))
+    ir.save(model, other / "encoder_model.onnx")
+    write_manifest(other, load_artifact_without_files(other))
+    found = []
+    for directory in (converted / "int8", other):
+        options = Codec(load_artifact(directory)).encoder.graph.session.get_session_options()
+        try:
+            found.append(options.get_session_config_entry("session.x64quantprecision"))
+        except RuntimeError:  # not set
+            found.append("0")
+    assert found == ["0", "1"]
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,11 @@ def tokenize(
         int | None, typer.Option("--workers", min=1, metavar="N", help="Processes or actors [default: one a core].")
     ] = None,
     rows: Annotated[
-        int, typer.Option("--rows", min=1, metavar="N", help="Utterances in one call of a ring variant.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--rows", min=1, metavar="N", help="Utterances in one call of a ring variant [default: 16 frames' worth]."
+        ),
+    ] = None,
     address: Annotated[
         str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster [default: this machine].")
     ] = None,
@@ -65,16 +68,22 @@ def tokenize(
       mimi-export tokenize 'shards/*.tar' more.jsonl --output codes/ --engine ray --address auto
 
     Run the same command again after a crash, a full disk or with more inputs: only what is missing is done. What cannot
-    be read goes to DIR/errors.parquet, stops nothing else, and ends in exit code 6. A ring variant (export with
-    --kv-cache ring) encodes many files at once; a window variant one after the other.
+    be read goes to DIR/errors.parquet, stops nothing else, and ends in exit code 6. Files do not wait, so the fastest
+    is a ring with several frames in a call (export --kv-cache ring --frames-per-call 8); it encodes some files at once.
 
     Columns: id, path, offset, duration, channel, samples, frames, last_frame_samples (real ones), codes (K lists of
     uint16) and latents. The metadata of each file says which variant made it, with the SHA-256 of its files.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.contract.directory import load_artifact
+
     with needs_extra("corpus", "tokenize"):
         from mimi_export.corpus.encoder import Settings
         from mimi_export.corpus.run import tokenize as run
     settings = Settings(str(variant.resolve()), rows, num_codebooks, latents)
+    if (load_artifact(variant).manifest.shape.frames_per_call or 1) == 1:
+        note(
+            "files need no short calls: export --kv-cache ring --frames-per-call 8 makes a variant that is faster here"
+        )
     with Steps() as steps, needs_extra("ray", "--engine ray"):
         steps.step(f"tokenize: looking for {', '.join(inputs)}")
 

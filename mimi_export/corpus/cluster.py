@@ -64,7 +64,7 @@ def run_ray(settings: Settings, todo: pa.Table, landing: Landing, workers: int) 
 def _work(settings: Settings, todo: pa.Table, landing: Landing, workers: int, failure: list[Exception]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    size = max(1, min(BATCHES_OF_ROWS * settings.rows, todo.num_rows // workers))
+    size = max(1, min(BATCHES_OF_ROWS * (settings.rows or 1), todo.num_rows // workers))
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, todo.num_rows, size)]
     try:
         ray.data.from_arrow(blocks).map_batches(

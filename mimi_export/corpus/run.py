@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mimi_export.contract.directory import load_artifact
-from mimi_export.corpus.encoder import CorpusEncoder, Settings
+from mimi_export.corpus.encoder import CorpusEncoder, Settings, rows_in_a_call
 from mimi_export.corpus.inputs import find
 from mimi_export.corpus.landing import Landing
 from mimi_export.corpus.local import run_local
@@ -124,7 +124,9 @@ def tokenize(
         MissingPackageError: `ray` is not installed.
     """
     began = time.monotonic()
-    info = CorpusInfo.of(load_artifact(settings.variant), settings.num_codebooks, settings.latents)
+    artifact = load_artifact(settings.variant)
+    settings = replace(settings, rows=rows_in_a_call(settings, artifact.manifest.shape))
+    info = CorpusInfo.of(artifact, settings.num_codebooks, settings.latents)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
