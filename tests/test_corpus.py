@@ -19,7 +19,7 @@ from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import Shape
 from mimi_export.corpus import run as corpus
-from mimi_export.corpus.encoder import CorpusEncoder, Settings, rows_in_a_call
+from mimi_export.corpus.encoder import CorpusEncoder, Settings
 from mimi_export.corpus.inputs import find
 from mimi_export.corpus.plan import make_plan
 from mimi_export.corpus.rows import CorpusInfo, matrix, to_bytes
@@ -29,6 +29,7 @@ from mimi_export.export.convert import convert
 from mimi_export.media.audio import read_audio
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
+from mimi_export.runtime.clips import clips_at_once
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,11 @@ def test_many_frames_in_a_call(here, tiny_variant, recordings, tmp_path, cli):
         np.testing.assert_array_equal(matrix(codes), alone(ring, read_audio(path)))
 
 
-def test_rows_in_a_call():
-    for shape, rows in ((Shape(8, "ring", 1), 16), (Shape(8, "ring", 8), 2), (Shape(8, "ring", 40), 1)):
-        assert rows_in_a_call(Settings("variant"), shape) == rows
-    assert rows_in_a_call(Settings("variant", 5), Shape(8, "ring", 8)) == 5
-    assert rows_in_a_call(Settings("variant", 5), Shape(8, "ring", 8, rows=3)) == 3
+def test_clips_at_once():
+    for shape, rows in ((Shape(8, "ring", 1), 16), (Shape(8, "ring", 8), 2), (Shape(8, "ring", 40), 1), (Shape(8), 1)):
+        assert clips_at_once(shape) == rows
+    assert clips_at_once(Shape(8, "ring", 8), 5) == 5
+    assert clips_at_once(Shape(8, "ring", 8, rows=3), 5) == 3
 
 
 def test_integers_do_not_depend_on_neighbours_either(here, ring, recordings, tmp_path):

@@ -25,7 +25,6 @@ from mimi_export.media.sources import ENDINGS as AUDIO_ENDINGS
 from mimi_export.runtime import Codec, load
 from mimi_export.runtime.clips import Clip, ClipEncoder
 
-ROWS = 8  # files at once; more gain little
 ENDINGS = {"encode": AUDIO_ENDINGS, "decode": frozenset(CODE_FORMATS)}
 RESULT = {"encode": ".safetensors", "decode": ".wav"}
 
@@ -99,7 +98,7 @@ def run(codec: Codec, jobs: list[Job], command: str, progress: Progress, redo: b
     outcome.unchanged = len(jobs) - len(waiting)
     shape, begin = codec.artifact.manifest.shape, time.perf_counter()
     pooled = command == "encode" and shape.layout == "ring" and not any(job.separate for job in waiting)
-    batches = _pooled(codec, waiting, shape.rows or ROWS) if pooled else (_one(codec, job, command) for job in waiting)
+    batches = _pooled(codec, waiting) if pooled else (_one(codec, job, command) for job in waiting)
     for number, (job, result) in enumerate(batches, 1):
         progress(f"{command}: {job.source.parent}", number, len(waiting))
         if isinstance(result, MimiExportError):
@@ -128,7 +127,7 @@ def _one(codec: Codec, job: Job, command: str) -> tuple[Job, int | MimiExportErr
         return job, error
 
 
-def _pooled(codec: Codec, jobs: list[Job], rows: int) -> Iterator[tuple[Job, int | MimiExportError]]:
+def _pooled(codec: Codec, jobs: list[Job]) -> Iterator[tuple[Job, int | MimiExportError]]:
     """Encode several files at once; results in the order in which they end."""
     waiting, rate = iter(jobs), codec.geometry.sampling_rate
 
@@ -140,7 +139,7 @@ def _pooled(codec: Codec, jobs: list[Job], rows: int) -> Iterator[tuple[Job, int
     def take(_wait: bool) -> Clip[Job] | None:
         return next((Clip(job, blocks(job)) for job in waiting), None)
 
-    for job, samples, codes, _, error in ClipEncoder(codec.encoder, rows).run(take):
+    for job, samples, codes, _, error in ClipEncoder(codec.encoder).run(take):
         try:
             if error is not None or codes is None:
                 raise error or ConfigError(f"{codec.artifact.path} gives no codes")

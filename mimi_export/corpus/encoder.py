@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 
 from mimi_export.contract.files import cache_root
-from mimi_export.contract.spec import Shape
 from mimi_export.corpus.rows import CorpusInfo, work_row
 from mimi_export.corpus.sound import Sound
 from mimi_export.corpus.utterance import Utterance
@@ -16,26 +15,20 @@ from mimi_export.runtime import load
 from mimi_export.runtime.clips import Clip, ClipEncoder, EncodedClip
 
 PREPARED = "prepared"
-FRAMES_IN_A_CALL = 16
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a worker needs to know; it travels between processes.
 
-    `rows` utterances go through one call of a ring variant (`None`: `rows_in_a_call`), `num_codebooks` of them are kept
-    (`None`: all).
+    `rows` utterances go through one call of a ring variant, see `clips_at_once`; `num_codebooks` of them are kept, all
+    for `None`.
     """
 
     variant: str
     rows: int | None = None
     num_codebooks: int | None = None
     latents: bool = False
-
-
-def rows_in_a_call(settings: Settings, shape: Shape) -> int:
-    """How many utterances go through one call of a ring; more frames in it lose more in caches than they save."""
-    return shape.rows or settings.rows or max(1, FRAMES_IN_A_CALL // (shape.frames_per_call or 1))
 
 
 class CorpusEncoder:
@@ -51,7 +44,7 @@ class CorpusEncoder:
         codec = load(settings.variant, threads=1, prepared=cache_root() / PREPARED)
         self.info = CorpusInfo.of(codec.artifact, settings.num_codebooks, settings.latents)
         self._sound = Sound(codec.geometry.sampling_rate)
-        self._clips = ClipEncoder(codec.encoder, rows_in_a_call(settings, codec.encoder.spec.shape))
+        self._clips = ClipEncoder(codec.encoder, settings.rows)
         self.rows = self._clips.rows
         self._told = (0.0, 0.0, 0.0)
 

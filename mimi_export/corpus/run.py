@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mimi_export.contract.directory import load_artifact
-from mimi_export.corpus.encoder import CorpusEncoder, Settings, rows_in_a_call
+from mimi_export.corpus.encoder import CorpusEncoder, Settings
 from mimi_export.corpus.inputs import find
 from mimi_export.corpus.landing import Landing
 from mimi_export.corpus.local import run_local
@@ -23,6 +23,7 @@ from mimi_export.corpus.plan import Plan, make_plan
 from mimi_export.corpus.rows import CorpusInfo
 from mimi_export.corpus.store import Store, locked
 from mimi_export.errors import OutputError
+from mimi_export.runtime.clips import clips_at_once
 
 REPORT_SECONDS = 1.0
 Engine = Literal["local", "ray"]
@@ -125,7 +126,7 @@ def tokenize(
     """
     began = time.monotonic()
     artifact = load_artifact(settings.variant)
-    settings = replace(settings, rows=rows_in_a_call(settings, artifact.manifest.shape))
+    settings = replace(settings, rows=clips_at_once(artifact.manifest.shape, settings.rows))
     info = CorpusInfo.of(artifact, settings.num_codebooks, settings.latents)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from mimi_export.contract.spec import Shape
 from mimi_export.errors import MimiExportError, StreamError
 from mimi_export.runtime.codec import Encoder
 from mimi_export.runtime.pool import PoolStream, StreamPool
@@ -21,6 +22,7 @@ from mimi_export.runtime.state import Array
 from mimi_export.runtime.stream import SampleStream
 
 Key = TypeVar("Key")
+FRAMES_IN_A_CALL = 16  # more share the reading of weights among more, and lose as much in the caches
 
 
 class Clip(NamedTuple, Generic[Key]):
@@ -61,26 +63,30 @@ class _Row(Generic[Key]):
         return True
 
 
+def clips_at_once(shape: Shape, wanted: int | None = None) -> int:
+    """How many clips go through one call: the batch of a graph that has one, else `wanted`, else `FRAMES_IN_A_CALL`."""
+    if shape.layout != "ring":
+        return 1
+    return shape.rows or wanted or max(1, FRAMES_IN_A_CALL // (shape.frames_per_call or 1))
+
+
 class ClipEncoder:
     """Encodes clips through one session.
 
     Args:
         encoder: of a variant.
-        rows: clips at once with a ring variant; for a graph of a fixed batch, that batch.
+        rows: clips at once with a ring variant, see `clips_at_once`.
 
     Attributes:
         seconds: spent in calls of the graph so far.
-
-    Raises:
-        ConfigError: a graph of a fixed batch that is not `rows`.
     """
 
-    def __init__(self, encoder: Encoder, rows: int) -> None:
+    def __init__(self, encoder: Encoder, rows: int | None = None) -> None:
         shape = encoder.spec.shape
         self.seconds = 0.0
         self._encoder = encoder
-        self._pool = StreamPool(encoder, rows) if shape.layout == "ring" else None
-        self.rows = rows if self._pool else 1
+        self.rows = clips_at_once(shape, rows)
+        self._pool = StreamPool(encoder, self.rows) if shape.layout == "ring" else None
         self._heads = ("codes", "latents") if shape.head == "both" else (shape.head,)
 
     def run(self, take: Callable[[bool], Clip[Key] | None]) -> Iterator[EncodedClip[Key]]:
