@@ -1,7 +1,7 @@
 """How fast recordings become codes on one core, side by side: the graph alone, `tokenize`, and other programs.
 
-    python scripts/corpus_speed.py artifacts/ring-8cb recordings/ --model synthetic --rounds 3
-    python scripts/corpus_speed.py artifacts/ring-8cb recordings/ --peers-python .venv-peers/bin/python
+    python scripts/corpus_speed.py artifacts/ring-8cb-8f recordings/ --model synthetic --rounds 3
+    python scripts/corpus_speed.py artifacts/ring-8cb-8f recordings/ --peers-python .venv-peers/bin/python
 
 Every contender does all recordings in each round, in turns, in one thread; what is counted is the time of the
 processor, which other programs on the machine change little. `transformers` in batches reads and resamples as we do,
@@ -38,9 +38,11 @@ from mimi_export.media.audio import read_audio
 from mimi_export.model.checkpoint import load_checkpoint
 from mimi_export.model.kyutai import save_kyutai
 from mimi_export.runtime import load
+from mimi_export.runtime.clips import clips_at_once
 
 AGE_SECONDS = 20.0  # a full window
 CORPUS_HOURS = 10_000
+BATCH = 16  # clips in one of other programs
 PEERS = ("moshi", "rustymimi")
 ONCE = "transformers one by one"  # in the first round alone: what all codes are compared with
 Codes = dict[str, Any]
@@ -122,10 +124,11 @@ def transformers(model: Any, count: int, rows: int, found: list[Utterance]) -> C
 
 def graph_alone(variant: str, rows: int, frames: int) -> Callable[[], Codes]:
     """As many calls of the bound graph as all frames take, as the benchmark makes them."""
-    call = GraphSubject(load(variant), "encoder").calls(("bare",), AGE_SECONDS, rows)["bare"]
+    subject = GraphSubject(load(variant), "encoder")
+    call = subject.calls(("bare",), AGE_SECONDS, rows)["bare"]
 
     def run() -> Codes:
-        for _ in range(frames // rows):
+        for _ in range(frames // (rows * subject.frames_per_call)):
             call()
         return {}
 
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("variant")
     parser.add_argument("inputs", nargs="+")
     parser.add_argument("--model", default="synthetic")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, help="of our variant in one call [default: as `tokenize` chooses]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", help="of an environment with moshi and rustymimi")
     options = parser.parse_args()
@@ -146,13 +149,14 @@ def main() -> None:
     found, parts = list(find(options.inputs)), dict[str, float]()
     sounds = {one.id: read_audio(one.path) for one in found}
     codec, seconds = load(options.variant), sum(map(len, sounds.values())) / 24000
-    count = codec.artifact.manifest.shape.num_codebooks
+    shape = codec.artifact.manifest.shape
+    count, rows = shape.num_codebooks, clips_at_once(shape, options.rows)
     frames = round(seconds * codec.geometry.frame_rate)
     checkpoint = load_checkpoint(options.model)
     contenders = {
-        "graph alone": timed(graph_alone(options.variant, options.rows, frames)),
-        "tokenize": timed(tokenize(options.variant, options.rows, found, parts)),
-        "transformers in batches": timed(transformers(checkpoint.model, count, options.rows, found)),
+        "graph alone": timed(graph_alone(options.variant, rows, frames)),
+        "tokenize": timed(tokenize(options.variant, rows, found, parts)),
+        "transformers in batches": timed(transformers(checkpoint.model, count, BATCH, found)),
         ONCE: timed(transformers(checkpoint.model, count, 1, found)),
     }
     spent: dict[str, list[float]] = {}
@@ -165,7 +169,7 @@ def main() -> None:
             for name, sound in sounds.items():
                 np.save(folder / f"{numbers[name]}.npy", sound)
             for name in PEERS:
-                running = peer(options.peers_python, name, weights, folder, count, options.rows)
+                running = peer(options.peers_python, name, weights, folder, count, BATCH)
                 contenders[name] = resources.enter_context(running)
         sounds.clear()
         for number in range(options.rounds):
@@ -177,7 +181,7 @@ def main() -> None:
                     codes[name] = {one: codes[name][number] for one, number in numbers.items()}
                 spent.setdefault(name, []).append(seconds_spent)
                 print(f"round {number + 1}: {name}, {seconds_spent:.0f} s", file=sys.stderr, flush=True)
-    print(f"{len(found)} recordings, {seconds / 3600:.2f} h, {options.rows} rows, {options.rounds} rounds")
+    print(f"{len(found)} recordings, {seconds / 3600:.2f} h, {rows} rows, {options.rounds} rounds")
     speeds = {name: seconds / median(times) for name, times in spent.items()}
     wanted = codes[ONCE]
     for name, speed in speeds.items():
