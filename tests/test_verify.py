@@ -21,6 +21,7 @@ from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.contract.precision import Fp16Options, Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.export.convert import convert
+from mimi_export.media.signals import speech_like
 from mimi_export.runtime.codec import Codec
 from mimi_export.runtime.golden import least, replay_golden
 from mimi_export.runtime.replay import GOLDEN_NAME
@@ -178,6 +179,12 @@ def test_only_a_graph_that_may_saturate_runs_on_unsigned_weights(converted, tmp_
         except RuntimeError:  # not set
             found.append("0")
     assert found == ["0", "1"]
+    audio = speech_like(0.8)
+    plain, prepared = (
+        Codec(load_artifact(other), prepared=folder).encoder.stream().push(audio)
+        for folder in (None, tmp_path / "kept")
+    )
+    np.testing.assert_array_equal(plain, prepared)
 
 
 @pytest.mark.parametrize(

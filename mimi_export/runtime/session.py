@@ -19,6 +19,9 @@ from mimi_export.runtime.prepared import prepare
 
 CPU = ("cpu",)
 _SUFFIX = "ExecutionProvider"
+# Signed 8-bit weights of other files: where sums of two products would saturate at 16 bits, onnxruntime makes them
+# unsigned. On processors with AMX it does so as well, and takes half as long again for a batch of 16.
+_UNSIGNED = {"session.x64quantprecision": "1"}
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
@@ -84,12 +87,11 @@ def _open(path: Path, threads: int, providers: Sequence[str], prepared: Path | N
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        # Signed 8-bit weights of other files: where sums of two products would saturate at 16 bits, onnxruntime makes
-        # them unsigned. On processors with AMX it does so as well, and takes half as long again for a batch of 16.
-        if may_saturate(path):
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        settings = _UNSIGNED if may_saturate(path) else {}
+        for key, value in settings.items():
+            options.add_session_config_entry(key, value)
         if prepared is not None:
-            path = prepare(path, prepared)
+            path = prepare(path, prepared, settings)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(str(path), options, providers=list(providers))
     except ort_errors() as error:
