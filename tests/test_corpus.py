@@ -23,7 +23,9 @@ from mimi_export.corpus.encoder import CorpusEncoder, Settings
 from mimi_export.corpus.inputs import find
 from mimi_export.corpus.plan import make_plan
 from mimi_export.corpus.rows import CorpusInfo, matrix, to_bytes
+from mimi_export.corpus.run import Left
 from mimi_export.corpus.store import Store
+from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import ConfigError, OutputError
 from mimi_export.export.convert import convert
 from mimi_export.media.audio import read_audio
@@ -124,6 +126,22 @@ def test_many_frames_in_a_call(here, tiny_variant, recordings, tmp_path, cli):
     assert rows.num_rows == 8
     for path, codes in zip(rows["path"].to_pylist(), rows["codes"], strict=True):
         np.testing.assert_array_equal(matrix(codes), alone(ring, read_audio(path)))
+
+
+def test_what_is_left_is_estimated_by_ending(tmp_path, ring):
+    info = CorpusInfo.of(load_artifact(ring), 8, False)
+    sizes = {"a.flac": 300, "b.flac": 600, "c.ogg": 100, "d.ogg": 200, "e.tar": 0}
+    found = [Utterance(name, name, size=size) for name, size in sizes.items()]
+    found.append(Utterance("f.flac", "f.flac", size=1, duration=50.0))
+    left = Left(make_plan(tmp_path, info, iter(found)), np.array([0, 1, 2, 3, 5]))
+    assert left.seconds == 50  # of the others nothing is known yet
+    left.done(0, 3.0)
+    assert left.seconds == pytest.approx(50 + 6 + 3)
+    left.done(2, 10.0)
+    assert left.seconds == pytest.approx(50 + 6 + 20)
+    for index in (1, 3, 5):
+        left.done(index, 1.0)
+    assert left.seconds == 0
 
 
 def test_clips_at_once():

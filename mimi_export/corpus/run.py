@@ -67,31 +67,38 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Left:
-    """How much sound is left: durations that are known, and for the rest bytes at the rate of those that are done."""
+class Left:
+    """How much sound is left: durations that are known, and for the rest bytes at the rate of those that are done.
+
+    A minute of FLAC has several times the bytes of one of Ogg, so each ending has a rate of its own.
+    """
 
     def __init__(self, plan: Plan, chosen: npt.NDArray[np.int64]) -> None:
-        self._seconds, self._bytes = plan.seconds, plan.bytes
-        known = ~np.isnan(self._seconds[chosen])
-        self._known = float(self._seconds[chosen][known].sum())
-        self._unknown = [float(self._bytes[chosen][~known].sum()), float((~known).sum())]
-        self._seen = [0.0, 0.0, 0.0]  # bytes, utterances, seconds of unknown ones that are done
+        self._seconds = plan.seconds
+        self._sizes = np.maximum(plan.bytes, 1).astype(np.float64)  # where bytes are not known, each counts for one
+        endings = [path.rpartition(".")[2].lower() for path in plan.table["path"].to_pylist()]
+        self._kinds = np.unique(endings, return_inverse=True)[1]
+        unknown = np.isnan(self._seconds[chosen])
+        self._known = float(self._seconds[chosen][~unknown].sum())
+        rows, count = chosen[unknown], self._kinds.max(initial=0) + 1
+        self._bytes = np.bincount(self._kinds[rows], self._sizes[rows], count)
+        self._done = np.zeros((2, count))  # bytes and seconds
 
     def done(self, index: int, seconds: float) -> None:
         """One is done, or failed after no seconds."""
+        kind, size = self._kinds[index], self._sizes[index]
         if np.isnan(self._seconds[index]):
-            parts = float(self._bytes[index]), 1.0
-            self._unknown = [left - part for left, part in zip(self._unknown, parts, strict=True)]
-            self._seen = [seen + part for seen, part in zip(self._seen, (*parts, seconds), strict=True)]
+            self._bytes[kind] -= size
+            self._done[:, kind] += size, seconds
         else:
             self._known -= float(self._seconds[index])
 
     @property
     def seconds(self) -> float:
-        """The estimate."""
-        measure = 0 if self._seen[0] else 1
-        rate = self._seen[2] / self._seen[measure] if self._seen[measure] else 0.0
-        return max(0.0, self._known + self._unknown[measure] * rate)
+        """The estimate; an ending of which nothing is done yet has the rate of all."""
+        sizes, seconds = self._done
+        rates = np.where(sizes > 0, seconds / np.maximum(sizes, 1), seconds.sum() / max(sizes.sum(), 1))
+        return max(0.0, self._known + float(self._bytes @ rates))
 
 
 def tokenize(
@@ -145,7 +152,7 @@ def tokenize(
             landing.clear()
             return state, store.errors
         CorpusEncoder(settings)  # once here: what is wrong is told in a line, and the prepared graph is made once
-        left, told = _Left(plan, missing), time.monotonic()
+        left, told = Left(plan, missing), time.monotonic()
         with ExitStack() as stack:
             if engine == "local":
                 rows = run_local(settings, info, plan.utterances(missing), state.workers)
@@ -170,7 +177,7 @@ def tokenize(
         return state, store.errors
 
 
-def _count(state: Summary, left: _Left, row: pa.RecordBatch) -> None:
+def _count(state: Summary, left: Left, row: pa.RecordBatch) -> None:
     values = {
         name: row[name][0].as_py() for name in ("index", "error", "duration", "reading", "resampling", "encoding")
     }
