@@ -49,8 +49,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def journal(folder: Path) -> int:
-    """Bytes of the rows that are done and in no file yet."""
-    return sum(path.stat().st_size for path in folder.glob(".rows-*"))
+    """Bytes of the rows that are done and in no file yet, with either engine."""
+    return sum(path.stat().st_size for kept in (".rows-*", ".ray/**/*.parquet") for path in folder.glob(kept))
 
 
 def kill(pid: int) -> None:
@@ -124,7 +124,7 @@ def killed(kills, more, root, variant, recordings, tmp_path, capsys):
         while root is None and process.poll() is None and journal(target) <= before:
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, 1.5) if root is None else rng.uniform(0.3, 1.0) * seconds)
+            process.wait(rng.uniform(0, 1.5) if root is None else rng.uniform(0.5, 1.2) * seconds)
         if process.poll() is not None:  # it has ended before it could be killed: begin anew
             rows.append("whole")
             for path in target.glob("[!_]*"):

@@ -37,22 +37,24 @@ def test_a_prepared_graph_gives_the_same_and_is_made_once(tiny_variant, tmp_path
     assert all((kept / prepared.WEIGHTS).stat().st_size > 10_000 for kept in cache.iterdir())
 
 
-def test_another_file_onnxruntime_or_processor_makes_it_anew(tiny_variant, tmp_path, monkeypatch):
+def test_another_file_onnxruntime_processor_or_setting_makes_it_anew(tiny_variant, tmp_path, monkeypatch):
     directory, cache = tmp_path / "variant", tmp_path / "cache"
     shutil.copytree(tiny_variant(), directory)
     path = load(directory).artifact.encoder_path
-    first = prepared.prepare(path, cache)
+    first = prepared.prepare(path, cache, {})
     made = first.stat().st_ino
-    assert prepared.prepare(path, cache).stat().st_ino == made
+    assert prepared.prepare(path, cache, {}).stat().st_ino == made
     os.utime(path, ns=(0, 12345))
-    assert prepared.prepare(path, cache) == first, "an old form of the same file is replaced"
+    assert prepared.prepare(path, cache, {}) == first, "an old form of the same file is replaced"
     assert first.stat().st_ino != made
     monkeypatch.setattr(prepared, "fingerprint", lambda: fingerprint() + " amx_int8")
-    assert prepared.prepare(path, cache) != first
+    assert prepared.prepare(path, cache, {}) != first
     monkeypatch.undo()
     monkeypatch.setattr(ort, "__version__", "9.9")
-    assert prepared.prepare(path, cache) != first
-    assert len(list(cache.iterdir())) == 3
+    assert prepared.prepare(path, cache, {}) != first
+    monkeypatch.undo()
+    assert prepared.prepare(path, cache, {"session.x64quantprecision": "1"}) != first
+    assert len(list(cache.iterdir())) == 4
 
 
 def test_what_cannot_be_prepared_is_one_error_and_leaves_nothing(tiny_variant, tmp_path):
@@ -60,7 +62,7 @@ def test_what_cannot_be_prepared_is_one_error_and_leaves_nothing(tiny_variant, t
     shutil.copytree(tiny_variant(), directory)
     with pytest.raises(ConfigError, match="prepared graphs are for the provider cpu alone, got"):
         _ = load(directory, providers=ort.get_available_providers()[:1] * 2, prepared=cache).encoder.graph
-    kept = prepared.prepare(load(directory).artifact.encoder_path, cache)
+    kept = prepared.prepare(load(directory).artifact.encoder_path, cache, {})
     kept.write_bytes(b"damaged")
     with pytest.raises(GraphError, match=f"{kept} does not load"):
         _ = load(directory, prepared=cache).encoder.graph
