@@ -130,7 +130,7 @@ def test_many_frames_in_a_call(here, tiny_variant, recordings, tmp_path, cli):
 
 def test_what_is_left_is_estimated_by_ending(tmp_path, ring):
     info = CorpusInfo.of(load_artifact(ring), 8, False)
-    sizes = {"a.flac": 300, "b.flac": 600, "c.ogg": 100, "d.ogg": 200, "e.tar": 0}
+    sizes = {"a.flac": 300, "b.FLAC": 600, "c.ogg": 100, "d.ogg": 200, "e.x/none": 0}
     found = [Utterance(name, name, size=size) for name, size in sizes.items()]
     found.append(Utterance("f.flac", "f.flac", size=1, duration=50.0))
     left = Left(make_plan(tmp_path, info, iter(found)), np.array([0, 1, 2, 3, 5]))

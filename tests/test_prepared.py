@@ -53,7 +53,8 @@ def test_another_file_onnxruntime_processor_or_setting_makes_it_anew(tiny_varian
     monkeypatch.setattr(ort, "__version__", "9.9")
     assert prepared.prepare(path, cache, {}) != first
     monkeypatch.undo()
-    assert prepared.prepare(path, cache, {"session.x64quantprecision": "1"}) != first
+    named = {"session.optimized_model_external_initializers_file_name": "other.bin"}
+    assert (prepared.prepare(path, cache, named).parent / "other.bin").is_file()
     assert len(list(cache.iterdir())) == 4
 
 

@@ -1,5 +1,6 @@
 """Variant configurations: what is shipped, and every way to write one wrongly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,13 @@ def test_unreadable(tmp_path):
     assert "is not UTF-8" in message(lambda: load_variant(path))
     write(tmp_path, 'name = "a"')
     assert "none of the tables" in message(lambda: load_variant(path))
+
+
+def test_recipes_of_subdirectories():
+    recipes = {path.stem: load_variant(path) for path in CONFIGS.rglob("*.toml")}
+    assert all(name == recipe.name for name, recipe in recipes.items())
+    assert recipes["ring-8cb-8f"].recipe.shape == replace(recipes["ring-8cb"].recipe.shape, frames_per_call=8)
+    assert recipes["ring-8cb-8f"].budgets == recipes["ring-8cb"].budgets
 
 
 def test_find_configs(tmp_path, monkeypatch):

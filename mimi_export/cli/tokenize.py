@@ -69,7 +69,7 @@ def tokenize(
 
     Run the same command again after a crash, a full disk or with more inputs: only what is missing is done. What cannot
     be read goes to DIR/errors.parquet, stops nothing else, and ends in exit code 6. Files do not wait, so the fastest
-    is a ring with several frames in a call (export --kv-cache ring --frames-per-call 8); it encodes some files at once.
+    is a ring with several frames in a call (export --kv-cache ring --frames-per-call 8); it takes several at once.
 
     Columns: id, path, offset, duration, channel, samples, frames, last_frame_samples (real ones), codes (K lists of
     uint16) and latents. The metadata of each file says which variant made it, with the SHA-256 of its files.
@@ -80,7 +80,7 @@ def tokenize(
         from mimi_export.corpus.encoder import Settings
         from mimi_export.corpus.run import tokenize as run
     settings = Settings(str(variant.resolve()), rows, num_codebooks, latents)
-    if (load_artifact(variant).manifest.shape.frames_per_call or 1) == 1:
+    if load_artifact(variant).manifest.shape.frames_per_call == 1:  # a window takes as many as there are
         note(
             "files need no short calls: export --kv-cache ring --frames-per-call 8 makes a variant that is faster here"
         )

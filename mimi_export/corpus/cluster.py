@@ -44,15 +44,17 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_ray(settings: Settings, todo: pa.Table, landing: Landing, workers: int) -> Iterator[bytes]:
+def run_ray(settings: Settings, rows: int, todo: pa.Table, landing: Landing, workers: int) -> Iterator[bytes]:
     """Rows as bytes for all utterances of `todo`, in no order; inside `cluster`.
+
+    `rows` utterances go through a call of an actor at once.
 
     Raises:
         StreamError: Ray gives up.
     """
     landing.rows.mkdir(parents=True, exist_ok=True)
     failure: list[Exception] = []
-    work = threading.Thread(target=_work, args=(settings, todo, landing, workers, failure), daemon=True)
+    work = threading.Thread(target=_work, args=(settings, rows, todo, landing, workers, failure), daemon=True)
     work.start()
     while work.is_alive():
         work.join(POLL_SECONDS)
@@ -61,10 +63,12 @@ def run_ray(settings: Settings, todo: pa.Table, landing: Landing, workers: int) 
         raise StreamError(f"Ray gave up: {(str(failure[0]).splitlines() or ['no reason given'])[0]}")
 
 
-def _work(settings: Settings, todo: pa.Table, landing: Landing, workers: int, failure: list[Exception]) -> None:
+def _work(
+    settings: Settings, rows: int, todo: pa.Table, landing: Landing, workers: int, failure: list[Exception]
+) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    size = max(1, min(BATCHES_OF_ROWS * (settings.rows or 1), todo.num_rows // workers))
+    size = max(1, min(BATCHES_OF_ROWS * rows, todo.num_rows // workers))
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, todo.num_rows, size)]
     try:
         ray.data.from_arrow(blocks).map_batches(

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mimi_export.contract.directory import load_artifact
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
@@ -23,7 +24,6 @@ from mimi_export.corpus.plan import Plan, make_plan
 from mimi_export.corpus.rows import CorpusInfo
 from mimi_export.corpus.store import Store, locked
 from mimi_export.errors import OutputError
-from mimi_export.runtime.clips import clips_at_once
 
 REPORT_SECONDS = 1.0
 Engine = Literal["local", "ray"]
@@ -76,8 +76,9 @@ class Left:
     def __init__(self, plan: Plan, chosen: npt.NDArray[np.int64]) -> None:
         self._seconds = plan.seconds
         self._sizes = np.maximum(plan.bytes, 1).astype(np.float64)  # where bytes are not known, each counts for one
-        endings = [path.rpartition(".")[2].lower() for path in plan.table["path"].to_pylist()]
-        self._kinds = np.unique(endings, return_inverse=True)[1]
+        found = pc.extract_regex(plan.table["path"], r"\.(?P<ending>[^./\\]+)$")  # nothing where there is none
+        endings = pc.fill_null(pc.utf8_lower(pc.struct_field(found, "ending")), "").combine_chunks()
+        self._kinds = endings.dictionary_encode().indices.to_numpy()
         unknown = np.isnan(self._seconds[chosen])
         self._known = float(self._seconds[chosen][~unknown].sum())
         rows, count = chosen[unknown], self._kinds.max(initial=0) + 1
@@ -132,9 +133,7 @@ def tokenize(
         MissingPackageError: `ray` is not installed.
     """
     began = time.monotonic()
-    artifact = load_artifact(settings.variant)
-    settings = replace(settings, rows=clips_at_once(artifact.manifest.shape, settings.rows))
-    info = CorpusInfo.of(artifact, settings.num_codebooks, settings.latents)
+    info = CorpusInfo.of(load_artifact(settings.variant), settings.num_codebooks, settings.latents)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +150,8 @@ def tokenize(
             store.close()
             landing.clear()
             return state, store.errors
-        CorpusEncoder(settings)  # once here: what is wrong is told in a line, and the prepared graph is made once
+        # Once here: what is wrong is told in a line, and the prepared graph is made once.
+        at_once = CorpusEncoder(settings).rows
         left, told = Left(plan, missing), time.monotonic()
         with ExitStack() as stack:
             if engine == "local":
@@ -160,7 +160,7 @@ def tokenize(
                 from mimi_export.corpus.cluster import cluster, run_ray
 
                 stack.enter_context(cluster(address, state.workers))
-                rows = run_ray(settings, plan.table.take(missing), landing, state.workers)
+                rows = run_ray(settings, at_once, plan.table.take(missing), landing, state.workers)
             for data in rows:
                 row = store.add(data)
                 if row is not None:
