@@ -32,9 +32,11 @@ def cluster(address: str | None, workers: int) -> Iterator[None]:
     Raises:
         StreamError: it cannot be reached or started.
     """
-    own: dict[str, Any] = {"address": address} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    # "local" is a cluster of its own, even where another one runs on this machine already.
+    own = {"address": "local", "num_cpus": workers + 1, "include_dashboard": False}
+    where_to: dict[str, Any] = {"address": address} if address else own
     try:
-        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**where_to, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare ones, too
         where = address or "this machine"
         raise StreamError(f"Ray on {where} cannot be reached or started: {str(error).splitlines()[0]}") from error
