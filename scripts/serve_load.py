@@ -4,9 +4,9 @@
     python scripts/serve_load.py artifacts/ring-8cb --streams 8 --seconds 600      # holds that many, memory over time
 
 A stream sends a frame every 80 ms, at a phase of its own, and measures from the moment that it sends one to the moment
-that the answer is there. The most streams are those of which 99 % of the answers take at most `--target-ms`. Beside
-them stands what a graph alone carries in batches of 16 on that core, computing as fast as they play, and the same by
-processor time, which other programs on the machine disturb less.
+that the answer is there. The most streams are those of which 99 % of the answers take at most `--target-ms`; a try that
+misses it is made again, up to `--tries` times, since a busy neighbour of this machine only ever adds. Beside them
+stands what a graph alone carries on that core, see `graph_alone`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from mimi_export.runtime import load
 SERVER_CORE, CLIENT_CORE = 0, 1
 WARM_SECONDS = 2.0
 BATCH = 16
+FRAME = 0.08  # seconds
 
 
 def client(url: str, task: str, numbers: list[int], seconds: float, payload: bytes, call: int, queue: Any) -> None:
@@ -60,8 +62,8 @@ async def _stream(url: str, number: int, seconds: float, payload: bytes, call: i
         async def send() -> None:
             loop = asyncio.get_running_loop()
             begin = loop.time() + float(rng.uniform(0, 1))
-            for index in range(int(seconds / 0.08)):
-                await asyncio.sleep(begin + 0.08 * index - loop.time())
+            for index in range(int(seconds / FRAME)):
+                await asyncio.sleep(begin + FRAME * index - loop.time())
                 place = index * call % (len(payload) - call)
                 sent.append(time.monotonic())
                 await socket.send(payload[place : place + call])
@@ -124,11 +126,17 @@ def try_streams(directory: Path, task: str, streams: int, seconds: float, watch:
         ]
         for process in processes:
             process.start()
-        while watch and any(process.is_alive() for process in processes):
-            time.sleep(min(10.0, seconds / 4))
-            memory = metrics(url)["process_resident_memory_bytes"] / 2**20
-            print(f"  {time.monotonic() - begin:6.0f} s  {memory:6.0f} MiB", flush=True)
-        latencies = [1000 * latency for _ in processes for latency in queue.get()]
+        latencies: list[float] = []
+        left = len(processes)
+        while left:
+            try:
+                latencies += [
+                    1000 * latency for latency in queue.get(timeout=min(10.0, seconds / 4) if watch else None)
+                ]
+                left -= 1
+            except Empty:
+                memory = metrics(url)["process_resident_memory_bytes"] / 2**20
+                print(f"  {time.monotonic() - begin:6.0f} s  {memory:6.0f} MiB", flush=True)
         for process in processes:
             process.join()
         used, took, found = processor_seconds(pid) - used, time.monotonic() - begin, metrics(url)
@@ -142,28 +150,42 @@ def try_streams(directory: Path, task: str, streams: int, seconds: float, watch:
         "streams_in_a_call": round(outputs / max(calls, 1), 2),
         "rows_in_vain": round(1 - outputs / sum(found[f'mimi_rows_total{{task="{one}"}}'] for one in tasks), 3),
         "processor": round(used / took, 3),
-        "streams_a_core_by_processor_time": round(outputs / len(tasks) * 0.08 / used, 1),
+        "streams_a_core_by_processor_time": round(outputs / len(tasks) * FRAME / used, 1),
         "MiB": round(found["process_resident_memory_bytes"] / 2**20),
     }
 
 
 def graph_alone(directory: Path, task: str, queue: Any) -> None:
-    """Streams that a graph computes as fast as they play, in batches of 16, by the clock and by processor time."""
+    """Streams that the graphs compute as fast as they play, without a server.
+
+    Three numbers: in batches of 16, by the clock and by processor time, and the most that one call of all of them (of
+    each half wanted) computes within a frame. More than those no server can answer within a frame for long.
+    """
     os.sched_setaffinity(0, {SERVER_CORE})
     codec = load(directory)
-    steps = []
-    for one in ("encode", "decode") if task == "both" else (task,):
-        codes = np.zeros((BATCH, codec.artifact.manifest.shape.num_codebooks, 1), np.int64)
-        data = codes if one == "decode" else np.tile(speech_like(0.08), (BATCH, 1)).astype(np.float32)
-        stream: Any = codec.decoder.stream(BATCH) if one == "decode" else codec.encoder.stream(BATCH)
-        steps.append((stream, data))
-    times = []
-    for _ in range(25):
-        begin = time.perf_counter(), time.process_time()
-        for stream, data in steps:
-            stream.push(data)
-        times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-    queue.put([round(0.08 * BATCH / statistics.median(column), 1) for column in zip(*times[5:], strict=True)])
+    codebooks = codec.artifact.manifest.shape.num_codebooks
+
+    def seconds(rows: int) -> tuple[float, float]:
+        steps: list[tuple[Any, Any]] = []
+        if task != "decode":
+            steps.append((codec.encoder.stream(rows), np.tile(speech_like(FRAME), (rows, 1)).astype(np.float32)))
+        if task != "encode":
+            steps.append((codec.decoder.stream(rows), np.zeros((rows, codebooks, 1), np.int64)))
+        times = []
+        for _ in range(25):
+            begin = time.perf_counter(), time.process_time()
+            for stream, data in steps:
+                stream.push(data)
+            times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        clock, processor = (statistics.median(column) for column in zip(*times[5:], strict=True))
+        return clock, processor
+
+    clock, processor = (FRAME * BATCH / one for one in seconds(BATCH))
+    within, beyond = 0, max(2, round(1.5 * clock))
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        within, beyond = (middle, beyond) if seconds(middle)[0] <= FRAME else (within, middle)
+    queue.put((round(clock, 1), round(processor, 1), within))
 
 
 def main() -> None:
@@ -174,32 +196,36 @@ def main() -> None:
     parser.add_argument("--streams", type=int, help="hold so many; looks for the most unless given")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each try")
     parser.add_argument("--target-ms", type=float, default=80.0)
+    parser.add_argument("--tries", type=int, default=2, help="of a number of streams that misses it")
     arguments = parser.parse_args()
     queue: Any = multiprocessing.Queue()
     alone = multiprocessing.Process(target=graph_alone, args=(arguments.directory, arguments.task, queue))
     alone.start()
-    clock, processor = queue.get()
+    clock, processor, within = queue.get()
     alone.join()
     print(
         f"load average {os.getloadavg()[0]:.1f}; the graph alone, batches of {BATCH}: {clock} streams a core, ", end=""
     )
-    print(f"{processor} by processor time", flush=True)
+    print(f"{processor} by processor time; {within} whose calls all together take no longer than a frame", flush=True)
 
-    def attempt(streams: int) -> bool:
-        found = try_streams(
-            arguments.directory, arguments.task, streams, arguments.seconds, arguments.streams is not None
-        )
+    def attempt(streams: int, watch: bool = False) -> bool:
+        found = try_streams(arguments.directory, arguments.task, streams, arguments.seconds, watch)
         print(json.dumps(found), flush=True)
         return bool(found["p99"] <= arguments.target_ms)
 
     if arguments.streams is not None:
-        attempt(arguments.streams)
+        attempt(arguments.streams, watch=True)
         return
-    most, least_bad = 0, max(2, round(2 * clock))
-    while least_bad - most > 1:
-        middle = (most + least_bad + 1) // 2
-        most, least_bad = (middle, least_bad) if attempt(middle) else (most, middle)
-    print(f"{most} streams at p99 of at most {arguments.target_ms:g} ms, {100 * most / clock:.0f} % of the graph alone")
+    carried = {0: True}
+    streams = max(1, round(0.8 * clock))
+    while streams not in carried:
+        carried[streams] = any(attempt(streams) for _ in range(arguments.tries))
+        streams += 1 if carried[streams] else -1
+    most = max(streams for streams, good in carried.items() if good)
+    print(
+        f"{most} streams at p99 of at most {arguments.target_ms:g} ms: {100 * most / clock:.0f} % of the graph alone "
+        f"in batches of {BATCH}, {100 * most / max(within, 1):.0f} % of what it computes within a frame"
+    )
 
 
 if __name__ == "__main__":

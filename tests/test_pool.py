@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -203,6 +205,16 @@ def test_streams_change_rows(codec) -> None:
         pool.arrange({streams[0]: rows[0]})
     assert [stream.row for stream in streams] == rows
     assert pool.open().row not in rows[1:]
+
+
+def test_rows_change_places_whatever_the_circles() -> None:
+    """All ways in which up to four streams can go to five rows."""
+    for count in range(5):
+        for new in itertools.permutations(range(5), count):
+            rows = [*"abcde", None]
+            for to, source in pooling._copies(dict(zip(new, range(count), strict=True)), spare=5):
+                rows[to] = rows[source]
+            assert [rows[row] for row in new] == list("abcde"[:count])
 
 
 def test_wrong_use_is_refused(codec, tiny_variant) -> None:

@@ -119,7 +119,7 @@ class StreamPool:
         if spec.kind == "decoder" and spec.shape.start == LATENTS:
             channels = self.geometry.hidden_size
         self.empty: Array = np.zeros((channels, 0), spec.data_input.dtype)
-        self._past = initial_states(spec, rows)
+        self._past = initial_states(spec, rows + 1)  # the last is for rows that change places
         self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
         self._calls: dict[tuple[int, int], BoundCall] = {}
         self._streams: dict[int, PoolStream] = {}
@@ -161,9 +161,10 @@ class StreamPool:
             raise StreamError(f"{len(rows)} streams cannot go to rows {sorted(rows.values())}")
         if not rows:
             return
-        old, new = [stream.row for stream in rows], list(rows.values())
+        copies = _copies({new: stream.row for stream, new in rows.items()}, self.rows)
         for array in self._past.values():
-            array[new] = array[old]
+            for new, old in copies:
+                array[new] = array[old]
         self._streams = arranged
         for stream, row in rows.items():
             stream.row = row
@@ -217,3 +218,17 @@ class StreamPool:
             present = {**past, **{name: ort_value(array[block]) for name, array in self._present.items()}}
             call = self._calls[first, shape[0]] = BoundCall(self.graph, past, present, shape)
         return call
+
+
+def _copies(sources: dict[int, int], spare: int) -> list[tuple[int, int]]:
+    """Pairs (to, from) of row copies in an order that gives each row of `sources` what its source held before."""
+    left = {new: old for new, old in sources.items() if new != old}
+    copies = []
+    while left:
+        new = next((row for row in left if row not in left.values()), None)
+        if new is None:  # all that are left wait for each other: one makes room
+            new, old = next(iter(left.items()))
+            copies.append((spare, new))
+            left = {row: spare if source == new else source for row, source in left.items()}
+        copies.append((new, left.pop(new)))
+    return copies

@@ -32,7 +32,8 @@ from mimi_export.serving.turns import Turns
 Deliver = Callable[["Array | MimiExportError"], None]
 PACE = 0.75  # of a call's own time between two calls that a stream may ask for
 SILENT = 1.0  # seconds without data after which nobody waits for a stream
-MOVES = 6  # streams that change rows for a call at most: half a millisecond each, where a call more costs 3 to 10
+MOVES = 6  # streams that change rows for a call at most: a third of a millisecond each, a call more costs 3 to 10
+SPARE = 4  # rows more than streams, so that few have to give way to one that changes rows
 RECENT = 4096  # calls that quantiles are of
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Batcher:
         self, half: Encoder | Decoder, streams: int, deadline: float = 0.01, turns: Turns | None = None
     ) -> None:
         fixed = half.spec.shape.rows
-        self._pool = StreamPool(half, fixed or streams)
+        self._pool = StreamPool(half, fixed or streams + SPARE)
         frames = half.spec.shape.frames_per_call or 1
         self.call_seconds = frames * half.spec.frame_size / half.geometry.sampling_rate
         self.call_size = self._pool.call_size

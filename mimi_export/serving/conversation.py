@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from websockets.asyncio.server import ServerConnection
 
@@ -22,6 +24,8 @@ from mimi_export.serving.protocol import Wish
 
 AHEAD = 2.0  # seconds of calls that a client may have under way
 NORMAL, LEAVING, BAD, DEFECT = 1000, 1001, 1008, 1011  # codes of closing, RFC 6455
+
+Result = TypeVar("Result")
 
 
 class Ended(Exception):  # noqa: N818 - an end is not always an error
@@ -54,6 +58,7 @@ class Conversation:
         self._outputs: asyncio.Queue[Array | MimiExportError | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._taken = asyncio.Event()
+        self._waits: dict[object, float] = {}  # since when the client has been waited for, by who waits
         self._ahead = max(2, round(AHEAD / batcher.call_seconds))
         encodes = wish.task == "encode"
         rates = (wish.rate, geometry.sampling_rate) if encodes else (geometry.sampling_rate, wish.rate)
@@ -84,8 +89,8 @@ class Conversation:
             frames_per_call=self._batcher.call_size // self._unit,
         )
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
-        stopped = asyncio.create_task(over.wait())
-        waiting: set[asyncio.Task[None] | asyncio.Task[bool]] = {reader, writer, stopped}
+        watcher, stopped = asyncio.create_task(self._watch()), asyncio.create_task(over.wait())
+        waiting: set[asyncio.Task[None] | asyncio.Task[bool]] = {reader, writer, watcher, stopped}
         try:
             while not writer.done():
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -95,29 +100,45 @@ class Conversation:
                 for task in done - {stopped}:
                     if not task.cancelled():
                         task.result()
-        except asyncio.TimeoutError:
-            raise Ended("idle", BAD, f"nothing was sent or taken for {self._idle:g} s") from None
         except (AudioError, CodesError, ConfigError) as error:
             raise Ended("request", BAD, str(error)) from error
         except MimiExportError as error:
             raise Ended("defect", DEFECT, str(error)) from error
         finally:
-            for task in (reader, writer, stopped):
+            for task in (reader, writer, watcher, stopped):
                 task.cancel()
         if over.is_set():
             raise Ended("leaving", LEAVING, "the server stops; whole calls were answered")
         await self._end()
 
+    async def _waited(self, wanted: Awaitable[Result]) -> Result:
+        """What the client gives or takes; `_watch` sees to it that it does. A timer for each frame would cost more."""
+        mark = object()
+        self._waits[mark] = self._loop.time()
+        try:
+            return await wanted
+        finally:
+            del self._waits[mark]
+
+    async def _watch(self) -> None:
+        """End the conversation once something has been waited for too long."""
+        while True:
+            now = self._loop.time()
+            left = min(self._waits.values(), default=now) + self._idle - now
+            if left <= 0:
+                raise Ended("idle", BAD, f"nothing was sent or taken for {self._idle:g} s")
+            await asyncio.sleep(left)
+
     async def _read(self) -> None:
         while True:
-            message = await asyncio.wait_for(self._connection.recv(), self._idle)
+            message = await self._waited(self._connection.recv())
             if isinstance(message, str):
                 protocol.check_end(message)
                 break
             self._push(message)
             while self._stream.pushed // self._batcher.call_size - self._sent > self._ahead:
                 self._taken.clear()
-                await asyncio.wait_for(self._taken.wait(), self._idle)
+                await self._waited(self._taken.wait())
         if self._wish.task == "encode":
             self._stream.push(self._resampler.flush())
         pushed, size = self._stream.pushed, self._batcher.call_size
@@ -147,7 +168,7 @@ class Conversation:
                 continue
             if isinstance(output, MimiExportError):
                 raise output
-            await asyncio.wait_for(self._connection.send(self._message(output)), self._idle)
+            await self._waited(self._connection.send(self._message(output)))
             self._sent += 1
             self._taken.set()
 
