@@ -23,7 +23,7 @@ import stat
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -104,31 +104,11 @@ class Reader:
 
     def json(self) -> Any:
         """The content of a JSON file."""
-        try:
-            value = json.loads(self._text(), object_pairs_hook=self._object)
-        except MimiExportError:
-            raise
-        except json.JSONDecodeError as error:
-            self.refuse("", f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})", error)
-        except ValueError as error:
-            self.refuse("", "is not valid JSON (a number is too long)", error)
-        except RecursionError as error:
-            self.refuse("", "is nested too deep", error)
-        return self._harmless(value)
+        return self._parsed("JSON", lambda text: json.loads(text, object_pairs_hook=self._object))
 
-    def toml(self) -> dict[str, Any]:
+    def toml(self) -> Any:
         """The content of a TOML file."""
-        text = self._text()
-        try:
-            value: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            self.refuse("", f"is not valid TOML: {str(error).splitlines()[0]}", error)
-        except ValueError as error:
-            self.refuse("", "is not valid TOML: a number is too long", error)
-        except RecursionError as error:
-            self.refuse("", "is nested too deep", error)
-        self._harmless(value)
-        return value
+        return self._parsed("TOML", tomllib.loads)
 
     def version(self, content: Any, wanted: int, what: str) -> dict[str, Any]:
         """Take `format_version` away from an object; a copy of the rest."""
@@ -214,6 +194,23 @@ class Reader:
             where = f"{self.name or self.path}{f': {place}' if place else ''}"
             raise self.error(f"{where}: {error}{self.hint}") from error
 
+    def _parsed(self, form: str, parse: Callable[[str], Any]) -> Any:
+        text = self._text()
+        try:
+            value = parse(text)
+        except MimiExportError:
+            raise
+        except json.JSONDecodeError as error:
+            self.refuse("", f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})", error)
+        except tomllib.TOMLDecodeError as error:
+            self.refuse("", f"is not valid TOML: {str(error).splitlines()[0]}", error)
+        except ValueError as error:
+            self.refuse("", f"is not valid {form} (a number is too long)", error)
+        except RecursionError as error:
+            self.refuse("", "is nested too deep", error)
+        self._harmless(value)
+        return value
+
     def _text(self) -> str:
         try:
             status = self.path.stat()
@@ -240,7 +237,7 @@ class Reader:
             found[key] = value
         return found
 
-    def _harmless(self, value: Any, place: str = "", depth: int = 0) -> Any:
+    def _harmless(self, value: Any, place: str = "", depth: int = 0) -> None:
         """Refuse what no file of ours holds and what harms whoever prints it or computes with it."""
         if depth > MOST_DEPTH:
             self.refuse("", "is nested too deep")
@@ -257,7 +254,6 @@ class Reader:
         if isinstance(value, list):
             for index, item in enumerate(value):
                 self._harmless(item, f"{place}[{index}]", depth + 1)
-        return value
 
 
 def _join(place: str, key: str) -> str:
