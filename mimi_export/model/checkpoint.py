@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,12 +67,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(
-    model: str = DEFAULT_MODEL,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: Advance = no_progress,
-) -> Checkpoint:
+def load_checkpoint(model: str, revision: str | None = None, progress: Advance = no_progress) -> Checkpoint:
     """Load a Mimi model, in float32 and evaluation mode.
 
     Args:
@@ -82,7 +76,6 @@ def load_checkpoint(
             `demo` (small, trained on speech), `synthetic` (Kyutai's sizes) and `synthetic:tiny` (both made up). A
             directory wins over a Hub id of the same name.
         revision: branch, tag or commit on the Hub; for a Hub id only.
-        cache_dir: where downloaded and synthetic checkpoints are kept; the usual caches unless given.
         progress: called with (step, done, of how many); a step without a known end has 0 of 0.
 
     Raises:
@@ -90,7 +83,6 @@ def load_checkpoint(
         ConfigError: this is no Mimi, or one that cannot be streamed, or `revision` makes no sense here.
     """
     upstream.check_transformers_version()
-    cache = None if cache_dir is None else Path(cache_dir)
     directory = Path(model).expanduser()
     is_directory = model != "" and (directory.is_dir() or (directory.suffix == SUFFIX and directory.is_file()))
     if revision is not None and (is_directory or model in BUILT_IN):
@@ -98,11 +90,11 @@ def load_checkpoint(
     if model == DEMO:
         return read_checkpoint(DEMO_DIRECTORY, DEMO, sha256(DEMO_DIRECTORY / WEIGHTS)[:12])
     if model in SYNTHETIC_NAMES:
-        return read_checkpoint(synthetic_directory(model, cache, progress), model, SYNTHETIC_REVISION)
+        return read_checkpoint(synthetic_directory(model, progress=progress), model, SYNTHETIC_REVISION)
     if is_directory:
         return read_checkpoint(directory, directory.resolve().name or "root", None)
     _refuse_no_hub_id(model, directory)
-    downloaded, commit = download_checkpoint(model, revision, cache, progress)
+    downloaded, commit = download_checkpoint(model, revision, progress)
     return read_checkpoint(downloaded, model, commit)
 
 

@@ -30,9 +30,7 @@ WEIGHTS = "model.safetensors"
 CONNECT_SECONDS = 10.0
 
 
-def download_checkpoint(
-    model: str, revision: str | None, cache_dir: Path | None, progress: Advance
-) -> tuple[Path, str]:
+def download_checkpoint(model: str, revision: str | None, progress: Advance) -> tuple[Path, str]:
     """Fetch `config.json` and the safetensors of a Hub model; what the cache has is not fetched again.
 
     Without a connection the cache alone is used. The client retries for half a minute before it says that there is
@@ -46,11 +44,10 @@ def download_checkpoint(
     """
     with _one_line_errors(model, revision), limited():
         offline = _offline_reason(model, revision)
-        options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": offline is not None}
 
         def fetch(name: str, wanted: str | None) -> Path:
             bar = _bar(f"downloading {name}", progress)
-            return Path(hf_hub_download(model, name, revision=wanted, tqdm_class=bar, **options))
+            return Path(hf_hub_download(model, name, revision=wanted, local_files_only=bool(offline), tqdm_class=bar))
 
         try:
             # By its name, so that the client notes which commit that is and finds it again without a connection.
