@@ -27,6 +27,7 @@ from mimi_export.model.steps.quantizer import ResidualDecoder, ResidualEncoder
 from mimi_export.model.steps.rope import half_swap
 from mimi_export.model.steps.transformer import TransformerLayer, elu
 from mimi_export.model.upstream import CODEBOOK_EPSILON, tensors_on_disk
+from mimi_export.passes.taps import TAP_PREFIX
 
 Tap = Callable[[str, Tensor], None]
 Weights = Mapping[str, Tensor]  # by their names on disk
@@ -218,6 +219,37 @@ class StreamingDecoder(StreamingGraph):
         semantic = self.geometry.num_semantic_quantizers
         latents: Tensor = self.semantic(codes[:, :semantic])
         return latents if self.acoustic is None else latents + self.acoustic(codes[:, semantic:])
+
+
+class Tapped(nn.Module):
+    """A graph to be traced with its taps as further outputs; those that an output shows anyway are left out.
+
+    The exporter writes each tap as a value called `tap_<name>`, then `passes.taps` takes the outputs away again: the
+    name stays, and the graph has the same nodes as without taps. Passes keep value names, so the same place can be
+    looked at in every variant made from the graph. A tap is `[B, C, T]` or `[B, T, C]`, as the graph holds it.
+
+    Weights keep the names they have in the graph: its children are this module's own, the graph itself is not.
+
+    Args:
+        module: the graph.
+        example: arguments of one call, to learn which taps there are.
+    """
+
+    def __init__(self, module: StreamingGraph, example: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._run = module.run
+        for name, child in module.named_children():
+            self.add_module(name, child)
+        found: dict[str, Tensor] = {}
+        shown = {id(output) for output in module.run(found.__setitem__, *example)}
+        self.taps = [name for name, tensor in found.items() if id(tensor) not in shown]
+        self.output_names = [tensor.name for tensor in module.graph.outputs] + [TAP_PREFIX + name for name in self.taps]
+
+    def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The graph's outputs, then the taps."""
+        found: dict[str, Tensor] = {}
+        outputs = self._run(found.__setitem__, data, *states)
+        return (*outputs, *(found[name] for name in self.taps))
 
 
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
