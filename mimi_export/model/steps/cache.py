@@ -7,8 +7,7 @@ states that the client gave, and shared by all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from torch import Tensor
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import POSITION_BASE
 from mimi_export.model.steps.rope import exact_rotation, phase_steps
-
-# Queries [T, B, heads, 1, D] and keys [B, groups, keys, D]: the logits are the sum of their products.
-Terms: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
 
 class KvCache:
@@ -60,7 +56,7 @@ class KvCache:
         """The first layer's values for the next call, with what travels in them beside values."""
         return values
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """Turn queries and keys to their positions and join the past.
 
         Args:
@@ -68,8 +64,8 @@ class KvCache:
             past_key, past_value: what the call before handed on, `[B, groups, past, D]`.
 
         Returns:
-            Terms of the logits, values to attend to `[B, groups, keys, D]`, and the keys and values to hand to the
-            next call.
+            Queries `[T, B, heads, 1, D]`, keys and values to attend to `[B, groups, keys, D]`, and the keys and values
+            to hand to the next call.
         """
         raise NotImplementedError(f"{type(self).__name__} is no layout by itself")
 
@@ -138,12 +134,12 @@ class RingCache(KvCache):
         """Zeros for rows at position 0, whatever finite values their states hold."""
         return state * self._running
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, key, value = self._turned(fused)
         keys = write_slots(past_key, self._places, key)
         values = write_slots(past_value, self._places, value)
-        return [(query, keys)], values, keys, values
+        return query, keys, values, keys, values
 
 
 class WindowCache(KvCache):
@@ -181,14 +177,14 @@ class WindowCache(KvCache):
         """The position comes to the end, and the oldest value goes."""
         return torch.cat([values[:, :, 1:], self._mark], dim=2)
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, *new = self._turned(fused)
         keys, values = (
             torch.cat([self._fill, past, one.squeeze(3).permute(1, 2, 0, 3)], dim=2)
             for past, one in zip((past_key, past_value), new, strict=True)
         )
-        return [(query, keys)], values, keys[:, :, -self._window :], values[:, :, -self._window :]
+        return query, keys, values, keys[:, :, -self._window :], values[:, :, -self._window :]
 
 
 class SlotCache(KvCache):
@@ -215,7 +211,7 @@ class SlotCache(KvCache):
         own = (steps >= torch.arange(new)) & (steps - torch.arange(new) < window)
         self.bias = torch.where(torch.cat([past, own], dim=1), 0.0, -math.inf)[:, None, None, None]
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, key, value = self._turned(fused)
         keys, values = (
@@ -223,4 +219,4 @@ class SlotCache(KvCache):
             for past, new in ((past_key, key), (past_value, value))
         )
         written = (write_slots(past, self._places, new) for past, new in ((past_key, key), (past_value, value)))
-        return [(query, keys)], values, *written
+        return query, keys, values, *written
