@@ -50,7 +50,7 @@ class Call:
         self.past = past
         self.cache = cache
         self._present: dict[str, Tensor] = {}
-        self._tap = tap
+        self.tap = tap or (lambda _name, _tensor: None)
         for name, tensor in cache.present.items():
             self.put(name, tensor)
 
@@ -67,11 +67,6 @@ class Call:
         if missing:
             raise RuntimeError(f"this {self.graph.kind} puts no {', '.join(missing)} for the next call")
         return tuple(self._present[state.name] for state in self.graph.states)
-
-    def tap(self, name: str, tensor: Tensor) -> None:
-        """Show an intermediate result where somebody looks."""
-        if self._tap is not None:
-            self._tap(name, tensor)
 
 
 class StreamingGraph(nn.Module):
@@ -117,14 +112,12 @@ class StreamingGraph(nn.Module):
         first, *further = self.step(call, data)
         return first, *call.present(), *further
 
-    def _quantizers(
-        self, step: type[Quantizer], projection: str, weights: Weights
-    ) -> tuple[Quantizer, Quantizer | None]:
+    def _quantizers(self, step: type[Quantizer], matrix: str, weights: Weights) -> tuple[Quantizer, Quantizer | None]:
         """Both halves of the quantiser, without an acoustic one where all codes are semantic."""
         semantic = self.geometry.num_semantic_quantizers
         acoustic = self.graph.shape.num_codebooks - semantic
-        first = _quantizer(step, "semantic", projection, semantic, weights)
-        return first, _quantizer(step, "acoustic", projection, acoustic, weights) if acoustic else None
+        first = _quantizer(step, "semantic", matrix, semantic, weights)
+        return first, _quantizer(step, "acoustic", matrix, acoustic, weights) if acoustic else None
 
     def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """Compute the data outputs of one call."""
