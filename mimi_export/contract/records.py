@@ -195,11 +195,14 @@ class Reader:
             raise self.error(f"{where}: {error}{self.hint}") from error
 
     def _parsed(self, form: str, parse: Callable[[str], Any]) -> Any:
-        text = self._text()
         try:
-            value = parse(text)
+            value = parse(self._text())
         except MimiExportError:
             raise
+        except OSError as error:
+            self.refuse("", f"cannot be read: {error.strerror}", error)
+        except UnicodeDecodeError as error:
+            self.refuse("", "is not UTF-8 text", error)
         except json.JSONDecodeError as error:
             self.refuse("", f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})", error)
         except tomllib.TOMLDecodeError as error:
@@ -212,22 +215,15 @@ class Reader:
         return value
 
     def _text(self) -> str:
-        try:
-            status = self.path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                self.refuse("", "is no regular file")
-            if status.st_size > MOST_BYTES:
-                self.refuse("", f"has {status.st_size} bytes, expected at most {MOST_BYTES}")
-            content = self.path.read_bytes()
-            if sum(map(content.count, b",[{")) > MOST_VALUES:
-                self.refuse("", f"holds more than {MOST_VALUES} values")
-            return content.decode()
-        except UnicodeDecodeError as error:
-            self.refuse("", "is not UTF-8 text", error)
-        except MimiExportError:
-            raise
-        except OSError as error:
-            self.refuse("", f"cannot be read: {error.strerror}", error)
+        status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            self.refuse("", "is no regular file")
+        if status.st_size > MOST_BYTES:
+            self.refuse("", f"has {status.st_size} bytes, expected at most {MOST_BYTES}")
+        content = self.path.read_bytes()
+        if sum(map(content.count, b",[{")) > MOST_VALUES:
+            self.refuse("", f"holds more than {MOST_VALUES} values")
+        return content.decode()
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
