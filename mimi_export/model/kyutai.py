@@ -65,8 +65,8 @@ class Rename:
 
     name: str
     sources: tuple[str, ...]
-    combine: Callable[..., Tensor] | None = None
-    separate: Callable[[Tensor], Sequence[Tensor]] | None = None
+    combine: Callable[..., Tensor] = lambda tensor: tensor
+    separate: Callable[[Tensor], Sequence[Tensor]] = lambda tensor: [tensor]
 
 
 def interleave_heads(weight: Tensor, head_dim: int, back: bool = False) -> Tensor:
@@ -121,11 +121,7 @@ def kyutai_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[s
     wanted = {source for rename in table for source in rename.sources}
     _refuse("lacks", "without which it is no whole Mimi model of this geometry", wanted - state.keys())
     _refuse("has", "which Kyutai's format has no place for", state.keys() - wanted)
-    converted = {}
-    for rename in table:
-        tensors = [state[source] for source in rename.sources]
-        converted[rename.name] = rename.combine(*tensors) if rename.combine else tensors[0]
-    return converted
+    return {rename.name: rename.combine(*(state[source] for source in rename.sources)) for rename in table}
 
 
 def huggingface_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
@@ -147,7 +143,7 @@ def huggingface_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> d
     for rename in table:
         tensor = state[rename.name]
         try:
-            parts = rename.separate(tensor) if rename.separate else [tensor]
+            parts = rename.separate(tensor)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"cannot split {rename.name} of shape {list(tensor.shape)}: it does not fit the model's geometry"
