@@ -36,6 +36,10 @@ __all__ = [
     "Codec", "FeatureExtractor", "Resampler", "StreamPool", "check_parity", "convert_variant", "export_variant", "load",
     "verify",
 ]  # fmt: skip
+_PLACES = {
+    "Codec": "runtime", "StreamPool": "runtime",
+    "FeatureExtractor": "runtime.features", "Resampler": "media.resampling",
+}  # fmt: skip
 
 
 def load(
@@ -159,16 +163,16 @@ def convert_variant(
         ArtifactError: `input_dir` is no finished fp32 variant.
         OutputError: `output_dir` exists and `force` is not given, or cannot be written.
     """
-    from mimi_export.contract.precision import Fp16Options, Int8Options
+    from mimi_export.contract.precision import PRECISIONS
     from mimi_export.errors import ConfigError, needs_extra
 
     with needs_extra("export", "convert_variant"):
         from mimi_export.export.convert import convert
-    usual: dict[str, Fp16Options | Int8Options] = {"fp16": Fp16Options(), "int8": Int8Options()}
-    options = usual.get(precision) if isinstance(precision, str) else precision
-    if options is None:
-        raise ConfigError(f"there is no precision {precision!r}, expected {' or '.join(usual)}")
-    return convert(input_dir, output_dir, options, name=name, force=force).manifest
+    if isinstance(precision, str):
+        if precision not in PRECISIONS:
+            raise ConfigError(f"there is no precision {precision!r}, expected {' or '.join(PRECISIONS)}")
+        precision = PRECISIONS[precision]()
+    return convert(input_dir, output_dir, precision, name=name, force=force).manifest
 
 
 def check_parity(
@@ -217,19 +221,11 @@ def check_parity(
 
 def __getattr__(name: str) -> Any:
     """The classes, which are imported when they are first asked for."""
-    if name in ("Codec", "StreamPool"):
-        from mimi_export import runtime
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(runtime, name)
-    if name == "Resampler":
-        from mimi_export.media import resampling
-
-        return resampling.Resampler
-    if name == "FeatureExtractor":
-        from mimi_export.runtime import features
-
-        return features.FeatureExtractor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:

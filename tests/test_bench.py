@@ -102,11 +102,11 @@ def test_all_weights_of_an_encoder_are_read(tiny_variant):
     artifact = load_artifact(tiny_variant())
     stored = sum(
         math.prod(tensor.dims) * 4
-        for tensor in onnx.load(str(artifact.encoder_path)).graph.initializer
+        for tensor in onnx.load(str(artifact.graph_path("encoder"))).graph.initializer
         if tensor.data_type == TensorProto.FLOAT
     )
     books = 8 * artifact.geometry.codebook_size * artifact.geometry.codebook_dim * 4
-    assert 0.95 * stored - books <= weight_bytes(artifact.encoder_path) <= 1.05 * stored
+    assert 0.95 * stored - books <= weight_bytes(artifact.graph_path("encoder")) <= 1.05 * stored
 
 
 def test_the_machine_can_be_measured():
@@ -191,7 +191,9 @@ def test_the_public_design_has_its_three_defects_and_no_other(tiny_checkpoint, p
     window = geometry.sliding_window // geometry.tokens_per_frame  # frames
     audio = speech_like(3.0)[: 36 * size][None, None]
     wanted = upstream.encode(model, torch.from_numpy(audio), 8).numpy()
-    codes, _ = stream(onnx_step(session(artifact.encoder_path)), zeros(artifact.spec("encoder"), 1), audio, size, [1])
+    codes, _ = stream(
+        onnx_step(session(artifact.graph_path("encoder"))), zeros(artifact.spec("encoder"), 1), audio, size, [1]
+    )
     differs = (codes != wanted).any(axis=(0, 1))
     assert differs[0], "downsampling from zeros changes frame 0"
     assert not differs[1:window].any(), "inside the window nothing else is wrong"
@@ -199,7 +201,7 @@ def test_the_public_design_has_its_three_defects_and_no_other(tiny_checkpoint, p
 
     right = upstream.decode(model, torch.from_numpy(wanted)).numpy()
     start = zeros(artifact.spec("decoder"), 1)
-    decoded, _ = stream(onnx_step(session(artifact.decoder_path)), start, wanted, 1, [1])
+    decoded, _ = stream(onnx_step(session(artifact.graph_path("decoder"))), start, wanted, 1, [1])
     assert snr(right[..., :size], decoded[..., :size]) < 60, "call 0 loses a bias"
     assert snr(right[..., size : window * size], decoded[..., size : window * size]) >= CLEAN
     assert snr(right[..., window * size :], decoded[..., window * size :]) < 60, "no window"
@@ -211,7 +213,7 @@ def test_the_public_design_streams_with_its_defects_at_any_chunking(tiny_checkpo
     artifact = load_artifact(public)
     size = artifact.geometry.frame_size
     audio = speech_like(2.0)[: 24 * size][None, None]
-    step = onnx_step(session(artifact.encoder_path))
+    step = onnx_step(session(artifact.graph_path("encoder")))
     one, _ = stream(step, zeros(artifact.spec("encoder"), 1), audio, size, [1])
     other, states = stream(step, zeros(artifact.spec("encoder"), 1), audio, size, PATTERNS[pattern])
     np.testing.assert_array_equal(other, one)
@@ -222,7 +224,7 @@ def test_the_public_design_is_a_plain_export(public):
     """Separate projections, layer scales, convolutions as such; every weight that a product reads is there once."""
     artifact = load_artifact(public)
     geometry = artifact.geometry
-    model = onnx.load(str(artifact.encoder_path))
+    model = onnx.load(str(artifact.graph_path("encoder")))
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

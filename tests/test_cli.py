@@ -547,7 +547,7 @@ def test_the_bare_graph_refuses_a_partial_frame(tiny_variant):
     import onnxruntime
 
     artifact = load_artifact(tiny_variant())
-    session = onnxruntime.InferenceSession(str(artifact.encoder_path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(artifact.graph_path("encoder")), providers=["CPUExecutionProvider"])
     feed = {state.past.name: np.zeros(state.initial_shape(1), state.dtype) for state in artifact.spec("encoder").states}
     for samples in (1, 960, 1919, 2880):
         with pytest.raises(Exception, match=r"(?i)shape"):

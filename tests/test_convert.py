@@ -126,7 +126,7 @@ def test_directory(parent, converted, case):
 @pytest.mark.parametrize("case", [case for case in CASES if case != "codebooks"])
 def test_encoder_codebooks_stay_float(parent, converted, case):
     before, after = (
-        {tensor.name: tensor for tensor in onnx.load(load_artifact(path).encoder_path).graph.initializer}
+        {tensor.name: tensor for tensor in onnx.load(load_artifact(path).graph_path("encoder")).graph.initializer}
         for path in (parent, converted(case))
     )
     search = [name for name in before if ".codebooks." in name or ".offsets." in name]
@@ -137,7 +137,7 @@ def test_encoder_codebooks_stay_float(parent, converted, case):
 
 
 def test_encoder_codebooks_are_rounded_where_asked_for(converted):
-    tensors = onnx.load(load_artifact(converted("codebooks")).encoder_path).graph.initializer
+    tensors = onnx.load(load_artifact(converted("codebooks")).graph_path("encoder")).graph.initializer
     books = [tensor for tensor in tensors if tensor.name.endswith(tuple(f".codebooks.{level}" for level in range(8)))]
     assert len(books) == 8
     assert {tensor.data_type for tensor in books} == {onnx.TensorProto.INT8}
@@ -279,7 +279,7 @@ def test_a_converted_graph_under_an_fp32_manifest(parent, converted):
         artifact = load_artifact(converted(case))
         with pytest.raises(ArtifactError, match=r"the encoder cannot be converted: .* already"):
             convert_graph(
-                ir.load(artifact.encoder_path),
+                ir.load(artifact.graph_path("encoder")),
                 artifact.spec("encoder"),
                 options,
                 calibration_for(options, artifact.geometry),
@@ -299,7 +299,7 @@ def test_places_of_the_result(parent, tmp_path):
 
 def test_overflow_leaves_nothing(parent, tmp_path):
     artifact = load_artifact(parent)
-    model = ir.load(artifact.decoder_path)
+    model = ir.load(artifact.graph_path("decoder"))
     table = model.graph.initializers["acoustic.table"]
     array = table.const_value.numpy().copy()
     array[3, 3] = 1e6

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from helpers import DECODER_SNR, onnx_step, session, snr, stream, torch_step, zeros
 from onnx import numpy_helper
 
-from mimi_export.contract.directory import load_artifact, verify_files
+from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec, state_spec_text
 from mimi_export.errors import ConfigError, OutputError
 from mimi_export.export import variant as export
@@ -289,7 +289,7 @@ def test_full_size_files(full_variant, num_codebooks, encoder, decoder):
     directory = full_variant(num_codebooks)
     assert (directory / "encoder_model.onnx").stat().st_size <= encoder * MIB
     assert (directory / "decoder_model.onnx").stat().st_size <= decoder * MIB
-    verify_files(load_artifact(directory))
+    load_artifact(directory, verify_hashes=True)
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_nothing_but_reordering(tiny):
     assert torch.equal(fused[-len(values) :], values)  # values are not rotated and keep their order
 
 
-def test_missing_unknown_and_misshapen_tensors_are_refused(tiny):
+def test_missing_and_unknown_tensors_are_refused(tiny):
     geometry, state = geometry_and_state(tiny)
     missing = {name: tensor for name, tensor in state.items() if name != "downsample.conv.weight"}
     with pytest.raises(CheckpointError, match=r"lacks 1 tensor \(downsample\.conv\.weight\)"):
@@ -130,9 +130,6 @@ def test_missing_unknown_and_misshapen_tensors_are_refused(tiny):
     unknown = {**state, "encoder.layers.99.conv.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"has 1 tensor \(encoder\.layers\.99\.conv\.weight\)"):
         kyutai_state_dict(unknown, geometry)
-    name = "decoder_transformer.layers.0.self_attn.k_proj.weight"
-    with pytest.raises(CheckpointError, match=r"cannot make decoder_transformer.*in_proj_weight from tensors of shape"):
-        kyutai_state_dict({**state, name: state[name][:-1]}, geometry)
 
 
 def test_saved_file_holds_the_conversion_and_is_not_overwritten(tiny, tmp_path):

@@ -40,7 +40,7 @@ def test_a_prepared_graph_gives_the_same_and_is_made_once(tiny_variant, tmp_path
 def test_another_file_onnxruntime_processor_or_setting_makes_it_anew(tiny_variant, tmp_path, monkeypatch):
     directory, cache = tmp_path / "variant", tmp_path / "cache"
     shutil.copytree(tiny_variant(), directory)
-    path = load(directory).artifact.encoder_path
+    path = load(directory).artifact.graph_path("encoder")
     first = prepared.prepare(path, cache, {})
     made = first.stat().st_ino
     assert prepared.prepare(path, cache, {}).stat().st_ino == made
@@ -63,7 +63,7 @@ def test_what_cannot_be_prepared_is_one_error_and_leaves_nothing(tiny_variant, t
     shutil.copytree(tiny_variant(), directory)
     with pytest.raises(ConfigError, match="prepared graphs are for the provider cpu alone, got"):
         _ = load(directory, providers=ort.get_available_providers()[:1] * 2, prepared=cache).encoder.graph
-    kept = prepared.prepare(load(directory).artifact.encoder_path, cache, {})
+    kept = prepared.prepare(load(directory).artifact.graph_path("encoder"), cache, {})
     kept.write_bytes(b"damaged")
     with pytest.raises(GraphError, match=f"{kept} does not load"):
         _ = load(directory, prepared=cache).encoder.graph
@@ -71,7 +71,7 @@ def test_what_cannot_be_prepared_is_one_error_and_leaves_nothing(tiny_variant, t
     with pytest.raises(OutputError, match="has no made-of"):
         _ = load(directory, prepared=cache).encoder.graph
     shutil.rmtree(cache)
-    path = load(directory).artifact.encoder_path
+    path = load(directory).artifact.graph_path("encoder")
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(GraphError, match="encoder_model\\.onnx is no ONNX graph that can be read"):
         _ = load(directory, prepared=cache).encoder.graph

@@ -50,16 +50,6 @@ class Artifact:
         """Sizes of the model."""
         return self.manifest.geometry
 
-    @property
-    def encoder_path(self) -> Path:
-        """The encoder's graph."""
-        return self.graph_path("encoder")
-
-    @property
-    def decoder_path(self) -> Path:
-        """The decoder's graph."""
-        return self.graph_path("decoder")
-
     def graph_path(self, kind: GraphKind) -> Path:
         """The file of one graph."""
         return self.path / self.spec(kind).file_name
@@ -115,7 +105,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False) -> Artifact:
-    """Read and check a variant directory; with `verify_hashes` every file's content too (`verify_files`).
+    """Read and check a variant directory; with `verify_hashes` every file's content too.
 
     Raises:
         ArtifactError: no such directory, no manifest, a manifest that is damaged, of another format version or
@@ -124,11 +114,9 @@ def load_artifact(directory: str | os.PathLike[str], verify_hashes: bool = False
     """
     directory = Path(directory)
     artifact = Artifact(directory, read_manifest(directory))
-    _check_sizes(directory, artifact.manifest.files)
+    _check_files(directory, artifact.manifest.files, verify_hashes)
     if (directory / STATE_SPEC_NAME).read_bytes() != _state_spec(artifact.manifest):
         raise ArtifactError(f"{directory / STATE_SPEC_NAME} does not describe the manifest's model; export it again")
-    if verify_hashes:
-        verify_files(artifact)
     return artifact
 
 
@@ -142,18 +130,11 @@ def load_batch(directory: str | os.PathLike[str], verify_hashes: bool = False) -
     path = directory / BATCH_MANIFEST
     reader = Reader(path, ArtifactError, "; make it with `mimi-export export --whole-clips`")
     manifest = parse_batch(reader.json(), path)
-    _check_sizes(directory, manifest.files)
-    if verify_hashes:
-        _check_hashes(directory, manifest.files)
+    _check_files(directory, manifest.files, verify_hashes)
     return manifest
 
 
-def verify_files(artifact: Artifact) -> None:
-    """Hash every file; `ArtifactError` names the first whose content is not what the manifest says."""
-    _check_hashes(artifact.path, artifact.manifest.files)
-
-
-def _check_sizes(directory: Path, files: Mapping[str, FileEntry]) -> None:
+def _check_files(directory: Path, files: Mapping[str, FileEntry], verify_hashes: bool) -> None:
     for name, entry in files.items():
         path = directory / name
         if not path.is_file():
@@ -164,22 +145,17 @@ def _check_sizes(directory: Path, files: Mapping[str, FileEntry]) -> None:
             raise ArtifactError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}; export it again"
             )
+        if verify_hashes and (found := sha256(path)) != entry.sha256:
+            raise ArtifactError(
+                f"{path} was changed: its SHA-256 begins {found[:12]}, the manifest says {entry.sha256[:12]}; "
+                "export it again"
+            )
 
 
 def _lies_in(file: Path, directory: Path) -> bool:
     """Whether a file is in a directory, or where the Hub's own cache keeps those of a snapshot."""
     snapshots = (folder for folder in directory.parents if folder.name == "snapshots")
     return file.is_relative_to(directory) or any(file.parent == folder.parent / "blobs" for folder in snapshots)
-
-
-def _check_hashes(directory: Path, files: Mapping[str, FileEntry]) -> None:
-    for name, entry in files.items():
-        found = sha256(directory / name)
-        if found != entry.sha256:
-            raise ArtifactError(
-                f"{directory / name} was changed: its SHA-256 begins {found[:12]}, the manifest says "
-                f"{entry.sha256[:12]}; export it again"
-            )
 
 
 def _state_spec(manifest: Manifest) -> bytes:

@@ -18,6 +18,7 @@ from mimi_export.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "relu", "silu")
 PAD_MODES = ("constant", "replicate")
+_READER = Reader(Path("config.json"), ConfigError)
 # No model comes near; what is looped over or doubled has a lower limit. A stranger's file may hold anything.
 MOST_SIZE = 1 << 20
 _MOST = {
@@ -69,9 +70,11 @@ class Geometry:
     def __post_init__(self) -> None:
         """Refuse, before anything is divided, looped over or allocated, what no model has."""
         _check_sizes(vars(self))
-        for name, words in (("pad_mode", PAD_MODES), ("hidden_act", ACTIVATIONS)):
-            if getattr(self, name) not in words:
-                raise ConfigError(f"{name} is {shown(getattr(self, name))}, expected one of {', '.join(words)}")
+        if self.pad_mode not in PAD_MODES:
+            raise ConfigError(f"pad_mode={shown(self.pad_mode)} cannot be streamed; supported: {', '.join(PAD_MODES)}")
+        if self.hidden_act not in ACTIVATIONS:
+            words = ", ".join(ACTIVATIONS)
+            raise ConfigError(f"hidden_act={shown(self.hidden_act)} is not supported; use one of {words}")
         for rule, holds in {
             "sliding_window must be at least 2 tokens, so that something is kept": self.sliding_window >= 2,
             "num_attention_heads must be a multiple of num_key_value_heads": (
@@ -136,16 +139,16 @@ class Geometry:
             ConfigError: the model cannot be streamed exactly, or the upstream code cannot run it either.
         """
         _refuse_unstreamable(config)
-        reader, hints = Reader(Path("config.json"), ConfigError), get_type_hints(cls)
-        fields = {name: reader.value(hints[name], config[name], name) for name in _COPIED_FIELDS}
+        hints = get_type_hints(cls)
+        fields = {name: _READER.value(hints[name], config[name], name) for name in _COPIED_FIELDS}
         given = config["upsampling_ratios"]
         given = list(given) if isinstance(given, tuple) else given
-        ratios = reader.value(hints["upsampling_ratios"], given, "upsampling_ratios")
+        ratios = _READER.value(hints["upsampling_ratios"], given, "upsampling_ratios")
         _check_sizes({**fields, "upsampling_ratios": ratios})
         hop_length, sampling_rate, heads = math.prod(ratios), fields["sampling_rate"], fields["num_attention_heads"]
         token_rate = math.ceil(sampling_rate / hop_length)  # upstream's `encodec_frame_rate`
         rates = [config[name] for name in ("frame_rate", "_frame_rate") if config.get(name) is not None]
-        frame_rate = reader.value(float, rates[0], "frame_rate") if rates else sampling_rate / hop_length / 2
+        frame_rate = _READER.value(float, rates[0], "frame_rate") if rates else sampling_rate / hop_length / 2
         latent_stride = int(token_rate / frame_rate) if frame_rate > 0 else 0
         if latent_stride < 2:
             raise ConfigError(
@@ -162,8 +165,8 @@ class Geometry:
             **fields,
             upsampling_ratios=ratios,
             latent_stride=latent_stride,
-            head_dim=reader.value(int, config.get("head_dim") or fields["hidden_size"] // heads, "head_dim"),
-            rope_theta=reader.value(float, _rope_parameters(config).get("rope_theta"), "rope_theta"),
+            head_dim=_READER.value(int, config.get("head_dim") or fields["hidden_size"] // heads, "head_dim"),
+            rope_theta=_READER.value(float, _rope_parameters(config).get("rope_theta"), "rope_theta"),
         )
 
 
@@ -189,9 +192,7 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
 def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rotary settings, under the key of transformers 5 or the flat one of older files."""
     found = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
-    parameters: Mapping[str, Any] = Reader(Path("config.json"), ConfigError).value(
-        dict[str, Any], found, "rope_parameters"
-    )
+    parameters: Mapping[str, Any] = _READER.value(dict[str, Any], found, "rope_parameters")
     return parameters
 
 
@@ -211,14 +212,8 @@ def _refuse_unstreamable(config: Mapping[str, Any]) -> None:
             f"trim_right_ratio={shown(config['trim_right_ratio'])} cannot be streamed: "
             "only 1.0 trims transposed convolutions wholly on the right, which keeps them causal"
         )
-    if config["pad_mode"] not in PAD_MODES:
-        raise ConfigError(f"pad_mode={shown(config['pad_mode'])} cannot be streamed; supported: {', '.join(PAD_MODES)}")
     if config.get("audio_channels", 1) != 1:
         raise ConfigError(f"audio_channels={shown(config['audio_channels'])}: the streaming contract is mono only")
-    if config["hidden_act"] not in ACTIVATIONS:
-        raise ConfigError(
-            f"hidden_act={shown(config['hidden_act'])} is not supported; use one of {', '.join(ACTIVATIONS)}"
-        )
     rope_type = _rope_parameters(config).get("rope_type", "default")
     if rope_type != "default":
         raise ConfigError(f"rope_type={shown(rope_type)} is not supported: only 'default' is relative in position")

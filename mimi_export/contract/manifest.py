@@ -20,15 +20,7 @@ from typing import Any, Literal
 from mimi_export.contract.files import DIRECTORY_MARKER, sha256
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.records import FLAT, Reader, check_range, plain, shown
-from mimi_export.contract.spec import (
-    PAST,
-    GraphKind,
-    GraphSpec,
-    Shape,
-    StateSpec,
-    TensorSpec,
-    graph_spec,
-)
+from mimi_export.contract.spec import PAST, GraphKind, GraphSpec, Shape, StateSpec, graph_spec
 from mimi_export.errors import ArtifactError
 
 FORMAT_VERSION = 1
@@ -227,14 +219,10 @@ def metadata_props(manifest: Manifest) -> dict[str, str]:
 def _graph_record(spec: GraphSpec) -> dict[str, Any]:
     return {
         "file": spec.file_name,
-        "inputs": [_tensor_record(tensor) for tensor in spec.inputs],
-        "outputs": [_tensor_record(tensor) for tensor in spec.outputs],
+        "inputs": plain(spec.inputs),
+        "outputs": plain(spec.outputs),
         "states": [_state_record(state) for state in spec.states],
     }
-
-
-def _tensor_record(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
 def _state_record(state: StateSpec) -> dict[str, Any]:

@@ -117,20 +117,10 @@ def conv_layers(geometry: Geometry, kind: GraphKind) -> list[ConvLayer]:
 
 
 def _conv(
-    g: Geometry,
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    kernel: int,
-    steps: int,
-    stride: int = 1,
-    transposed: bool = False,
+    g: Geometry, name: str, ins: int, outs: int, kernel: int, steps: int, stride: int = 1, transposed: bool = False
 ) -> ConvLayer:
     path = f"layers.{name.split('_')[1]}.conv"
-    return ConvLayer(
-        name, path, in_channels, out_channels, kernel, stride,
-        transposed=transposed, pad_mode=g.pad_mode, steps=steps,
-    )  # fmt: skip
+    return ConvLayer(name, path, ins, outs, kernel, stride, transposed=transposed, pad_mode=g.pad_mode, steps=steps)
 
 
 def _residual_units(g: Geometry, prefix: str, index: int, channels: int, steps: int) -> list[SeanetItem]:

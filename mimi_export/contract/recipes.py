@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mimi_export.contract.precision import PRECISIONS, Options
 from mimi_export.contract.records import FLAT, Reader, shown
@@ -35,20 +35,16 @@ DEFAULT_MODEL = "kyutai/mimi"
 CONFIG_DIRECTORY = "configs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+# What a budget can limit.
 Metric = Literal[
-    "code_agreement_percent", "code_tie_percent", "codebook_agreement_percent", "search_agreement_percent",
-    "latent_snr_db", "decoder_snr_db", "end_to_end_snr_db",
-]  # fmt: skip
-# What a budget can limit: the name of the measured number and what it is.
-METRICS: dict[Metric, str] = {
-    "code_agreement_percent": "codes equal to the reference's, ties apart, in percent",
-    "code_tie_percent": "codes that differ where two entries are equally near within rounding, in percent",
-    "codebook_agreement_percent": "codes equal to the reference's in the codebook where fewest are, in percent",
-    "search_agreement_percent": "codes that an exact search of the graph's own latents gives, ties apart, in percent",
-    "latent_snr_db": "latents before the quantiser against the reference's, in dB",
-    "decoder_snr_db": "audio decoded from the reference's codes against the reference's audio, in dB",
-    "end_to_end_snr_db": "audio encoded and decoded against the reference's, in dB",
-}
+    "code_agreement_percent",  # codes equal to the reference's, ties apart
+    "code_tie_percent",  # codes that differ where two entries are equally near within rounding
+    "codebook_agreement_percent",  # codes equal to the reference's in the codebook where fewest are
+    "search_agreement_percent",  # codes that an exact search of the graph's own latents gives, ties apart
+    "latent_snr_db",  # latents before the quantiser against the reference's
+    "decoder_snr_db",  # audio decoded from the reference's codes against the reference's audio
+    "end_to_end_snr_db",  # audio encoded and decoded against the reference's
+]
 
 
 @dataclass(frozen=True)
@@ -193,5 +189,4 @@ def _budgets(reader: Reader, limits: Mapping[Metric, _Limit]) -> tuple[Budget, .
             reader.refuse(f"parity.{metric}", "needs exactly one of minimum and maximum")
         if not limit.reason.strip():
             reader.refuse(f"parity.{metric}.reason", "is empty; say why the number is what it is")
-    listed = ((metric, limits[metric]) for metric in METRICS if metric in limits)
-    return tuple(Budget(metric, limit.minimum, limit.maximum, limit.reason) for metric, limit in listed)
+    return tuple(Budget(metric, **vars(limits[metric])) for metric in get_args(Metric) if metric in limits)

@@ -23,7 +23,7 @@ import stat
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -104,31 +104,11 @@ class Reader:
 
     def json(self) -> Any:
         """The content of a JSON file."""
-        try:
-            value = json.loads(self._text(), object_pairs_hook=self._object)
-        except MimiExportError:
-            raise
-        except json.JSONDecodeError as error:
-            self.refuse("", f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})", error)
-        except ValueError as error:
-            self.refuse("", "is not valid JSON (a number is too long)", error)
-        except RecursionError as error:
-            self.refuse("", "is nested too deep", error)
-        return self._harmless(value)
+        return self._parsed("JSON", lambda text: json.loads(text, object_pairs_hook=self._object))
 
-    def toml(self) -> dict[str, Any]:
+    def toml(self) -> Any:
         """The content of a TOML file."""
-        text = self._text()
-        try:
-            value: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            self.refuse("", f"is not valid TOML: {str(error).splitlines()[0]}", error)
-        except ValueError as error:
-            self.refuse("", "is not valid TOML: a number is too long", error)
-        except RecursionError as error:
-            self.refuse("", "is nested too deep", error)
-        self._harmless(value)
-        return value
+        return self._parsed("TOML", tomllib.loads)
 
     def version(self, content: Any, wanted: int, what: str) -> dict[str, Any]:
         """Take `format_version` away from an object; a copy of the rest."""
@@ -214,23 +194,36 @@ class Reader:
             where = f"{self.name or self.path}{f': {place}' if place else ''}"
             raise self.error(f"{where}: {error}{self.hint}") from error
 
-    def _text(self) -> str:
+    def _parsed(self, form: str, parse: Callable[[str], Any]) -> Any:
         try:
-            status = self.path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                self.refuse("", "is no regular file")
-            if status.st_size > MOST_BYTES:
-                self.refuse("", f"has {status.st_size} bytes, expected at most {MOST_BYTES}")
-            content = self.path.read_bytes()
-            if sum(map(content.count, b",[{")) > MOST_VALUES:
-                self.refuse("", f"holds more than {MOST_VALUES} values")
-            return content.decode()
-        except UnicodeDecodeError as error:
-            self.refuse("", "is not UTF-8 text", error)
+            value = parse(self._text())
         except MimiExportError:
             raise
         except OSError as error:
             self.refuse("", f"cannot be read: {error.strerror}", error)
+        except UnicodeDecodeError as error:
+            self.refuse("", "is not UTF-8 text", error)
+        except json.JSONDecodeError as error:
+            self.refuse("", f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})", error)
+        except tomllib.TOMLDecodeError as error:
+            self.refuse("", f"is not valid TOML: {str(error).splitlines()[0]}", error)
+        except ValueError as error:
+            self.refuse("", f"is not valid {form} (a number is too long)", error)
+        except RecursionError as error:
+            self.refuse("", "is nested too deep", error)
+        self._harmless(value)
+        return value
+
+    def _text(self) -> str:
+        status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            self.refuse("", "is no regular file")
+        if status.st_size > MOST_BYTES:
+            self.refuse("", f"has {status.st_size} bytes, expected at most {MOST_BYTES}")
+        content = self.path.read_bytes()
+        if sum(map(content.count, b",[{")) > MOST_VALUES:
+            self.refuse("", f"holds more than {MOST_VALUES} values")
+        return content.decode()
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -240,7 +233,7 @@ class Reader:
             found[key] = value
         return found
 
-    def _harmless(self, value: Any, place: str = "", depth: int = 0) -> Any:
+    def _harmless(self, value: Any, place: str = "", depth: int = 0) -> None:
         """Refuse what no file of ours holds and what harms whoever prints it or computes with it."""
         if depth > MOST_DEPTH:
             self.refuse("", "is nested too deep")
@@ -257,7 +250,6 @@ class Reader:
         if isinstance(value, list):
             for index, item in enumerate(value):
                 self._harmless(item, f"{place}[{index}]", depth + 1)
-        return value
 
 
 def _join(place: str, key: str) -> str:

@@ -27,7 +27,6 @@ from mimi_export.contract.network import GraphKind as GraphKind
 from mimi_export.contract.records import OPTIONAL, check_range
 from mimi_export.errors import ConfigError
 
-KvLayout = Literal["window", "ring"]
 Head = Literal["codes", "latents", "both"]
 Start = Literal["codes", "latents", "nothing"]
 Dim = int | str
@@ -64,7 +63,7 @@ class Shape:
     """
 
     num_codebooks: int
-    layout: KvLayout = "window"
+    layout: Literal["window", "ring"] = "window"
     frames_per_call: int | None = None
     rows: int | None = field(default=None, metadata={"key": "batch", **OPTIONAL})
     head: Head = field(default="codes", metadata=OPTIONAL)
@@ -222,12 +221,11 @@ def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
     frames: Dim = FRAMES if shape.frames_per_call is None else shape.frames_per_call
     audio = (rows, 1, samples)
     latents = TensorSpec(LATENTS, "float32", (rows, frames, geometry.hidden_size))
-    further: tuple[TensorSpec, ...] = ()
+    further: list[TensorSpec] = []
     if kind == "encoder":
         data_input = TensorSpec("input_values", "float32", audio)
         codes = TensorSpec("audio_codes", "int64", (rows, shape.num_codebooks, frames))
-        data_output, *rest = {"codes": (codes,), LATENTS: (latents,), "both": (codes, latents)}[shape.head]
-        further = tuple(rest)
+        data_output, *further = {"codes": (codes,), LATENTS: (latents,), "both": (codes, latents)}[shape.head]
     else:
         codebooks: Dim = CODEBOOKS if shape.num_codebooks > 1 else 1
         codes = TensorSpec("audio_codes", "int64", (rows, codebooks, frames))
@@ -239,7 +237,7 @@ def graph_spec(geometry: Geometry, kind: GraphKind, shape: Shape) -> GraphSpec:
     numbers = sum(map(math.prod, shapes))
     if numbers > MOST_NUMBERS:
         raise ConfigError(f"the state of one stream would have {numbers} numbers, expected at most {MOST_NUMBERS}")
-    return GraphSpec(kind, shape, geometry.frame_size, window, data_input, data_output, states, further)
+    return GraphSpec(kind, shape, geometry.frame_size, window, data_input, data_output, states, tuple(further))
 
 
 def state_spec_text(geometry: Geometry, num_codebooks: int, kinds: Sequence[GraphKind] = GRAPH_KINDS) -> str:
@@ -273,10 +271,10 @@ def _kv_states(geometry: Geometry, shape: Shape, rows: Dim) -> Iterator[StateSpe
     present: Dim = PRESENT if shape.growing else geometry.sliding_window
     if shape.frames_per_call is not None:
         past = present = ring_capacity(geometry, shape.frames_per_call)
+    shapes = (rows, heads, past, head_dim), (rows, heads, present, head_dim)
+    kinds: tuple[Literal["key", "value"], ...] = ("key", "value")
     for index in range(geometry.num_hidden_layers):
-        for word in ("key", "value"):
-            kind: Literal["key", "value"] = "key" if word == "key" else "value"
-            shapes = (rows, heads, past, head_dim), (rows, heads, present, head_dim)
-            yield StateSpec(f"{word}_{index}", kind, "float32", *shapes)
+        for kind in kinds:
+            yield StateSpec(f"{kind}_{index}", kind, "float32", *shapes)
     if shape.layout == "ring":
         yield StateSpec("position", "position", "int64", (rows, 1), (rows, 1))

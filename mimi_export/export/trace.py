@@ -21,8 +21,7 @@ from torch.export import Dim
 
 from mimi_export.contract.spec import BATCH, CODEBOOKS, FRAMES, PAST, SAMPLES, GraphSpec, TensorSpec
 from mimi_export.errors import ConfigError
-from mimi_export.model.graphs import StreamingGraph
-from mimi_export.model.taps import Tapped
+from mimi_export.model.graphs import StreamingGraph, Tapped
 
 OPSET = 20
 EXAMPLE = {BATCH: 2, FRAMES: 3, CODEBOOKS: 3, PAST: 5}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ from mimi_export.contract.records import Reader, shown
 from mimi_export.errors import ArtifactError, CheckpointError, ConfigError, some
 from mimi_export.model import upstream
 from mimi_export.model.download import WEIGHTS, download_checkpoint
-from mimi_export.model.kyutai import huggingface_state_dict, is_kyutai
-from mimi_export.model.synthetic import SYNTHETIC_NAMES, synthetic_directory, synthetic_revision
+from mimi_export.model.kyutai import KYUTAI_MARK, huggingface_state_dict
+from mimi_export.model.synthetic import SYNTHETIC_NAMES, SYNTHETIC_REVISION, synthetic_directory
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +67,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(
-    model: str = DEFAULT_MODEL,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: Advance = no_progress,
-) -> Checkpoint:
+def load_checkpoint(model: str, revision: str | None = None, progress: Advance = no_progress) -> Checkpoint:
     """Load a Mimi model, in float32 and evaluation mode.
 
     Args:
@@ -82,7 +76,6 @@ def load_checkpoint(
             `demo` (small, trained on speech), `synthetic` (Kyutai's sizes) and `synthetic:tiny` (both made up). A
             directory wins over a Hub id of the same name.
         revision: branch, tag or commit on the Hub; for a Hub id only.
-        cache_dir: where downloaded and synthetic checkpoints are kept; the usual caches unless given.
         progress: called with (step, done, of how many); a step without a known end has 0 of 0.
 
     Raises:
@@ -90,7 +83,6 @@ def load_checkpoint(
         ConfigError: this is no Mimi, or one that cannot be streamed, or `revision` makes no sense here.
     """
     upstream.check_transformers_version()
-    cache = None if cache_dir is None else Path(cache_dir)
     directory = Path(model).expanduser()
     is_directory = model != "" and (directory.is_dir() or (directory.suffix == SUFFIX and directory.is_file()))
     if revision is not None and (is_directory or model in BUILT_IN):
@@ -98,12 +90,11 @@ def load_checkpoint(
     if model == DEMO:
         return read_checkpoint(DEMO_DIRECTORY, DEMO, sha256(DEMO_DIRECTORY / WEIGHTS)[:12])
     if model in SYNTHETIC_NAMES:
-        made = synthetic_directory(model, cache, progress)
-        return read_checkpoint(made, model, synthetic_revision())
+        return read_checkpoint(synthetic_directory(model, progress=progress), model, SYNTHETIC_REVISION)
     if is_directory:
         return read_checkpoint(directory, directory.resolve().name or "root", None)
     _refuse_no_hub_id(model, directory)
-    downloaded, commit = download_checkpoint(model, revision, cache, progress)
+    downloaded, commit = download_checkpoint(model, revision, progress)
     return read_checkpoint(downloaded, model, commit)
 
 
@@ -170,9 +161,7 @@ def read_checkpoint(path: Path, source: str, revision: str | None) -> Checkpoint
         upstream.remove_decoder(model)
     model.eval().requires_grad_(False)
     model.config._name_or_path = source  # noqa: SLF001 - else it keeps the directory's path, which is nobody's business
-    broken = [
-        name for name, tensor in upstream.tensors_on_disk(model).items() if not bool(torch.isfinite(tensor).all())
-    ]
+    broken = [name for name, tensor in upstream.tensors_on_disk(model).items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{source} has weights that are not finite numbers: {some(broken)}")
     wrong = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
@@ -218,11 +207,9 @@ def _read_config(path: Path, source: str) -> MimiConfig:
     Geometry.from_config({**MimiConfig().to_dict(), **fields})
     try:
         with upstream.quiet_transformers():
-            config = MimiConfig.from_dict(fields)
+            return MimiConfig.from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise _refused(source, error) from error
-    Geometry.from_config(upstream.config_fields(config))
-    return config
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:
@@ -241,7 +228,7 @@ def _mimi_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _named(tensors: Mapping[str, Tensor], geometry: Geometry, source: str) -> dict[str, Tensor]:
     """Tensors of a file under the names of a Mimi's `model.safetensors`: from Kyutai's, or from below a prefix."""
-    if is_kyutai(tensors):
+    if KYUTAI_MARK in tensors:
         return huggingface_state_dict(tensors, geometry)
     prefixes = [name.removesuffix(MARK) for name in tensors if name.endswith(MARK)]
     if len(prefixes) > 1:

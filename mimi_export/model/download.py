@@ -30,9 +30,7 @@ WEIGHTS = "model.safetensors"
 CONNECT_SECONDS = 10.0
 
 
-def download_checkpoint(
-    model: str, revision: str | None, cache_dir: Path | None, progress: Advance
-) -> tuple[Path, str]:
+def download_checkpoint(model: str, revision: str | None, progress: Advance) -> tuple[Path, str]:
     """Fetch `config.json` and the safetensors of a Hub model; what the cache has is not fetched again.
 
     Without a connection the cache alone is used. The client retries for half a minute before it says that there is
@@ -46,13 +44,15 @@ def download_checkpoint(
     """
     with _one_line_errors(model, revision), limited():
         offline = _offline_reason(model, revision)
-        fetch = partial(
-            _fetch, model=model, cache_dir=cache_dir, local_files_only=offline is not None, progress=progress
-        )
+
+        def fetch(name: str, wanted: str | None) -> Path:
+            bar = _bar(f"downloading {name}", progress)
+            return Path(hf_hub_download(model, name, revision=wanted, local_files_only=bool(offline), tqdm_class=bar))
+
         try:
             # By its name, so that the client notes which commit that is and finds it again without a connection.
-            config = fetch("config.json", revision=revision)
-            _fetch_weights(partial(fetch, revision=config.parent.name))
+            config = fetch("config.json", revision)
+            _fetch_weights(partial(fetch, wanted=config.parent.name))
         except LocalEntryNotFoundError as error:
             raise _unreachable(model, offline or error.__cause__ or error) from error
     return config.parent, config.parent.name
@@ -80,26 +80,6 @@ def _fetch_weights(fetch: Callable[[str], Path]) -> None:
         index = fetch(f"{WEIGHTS}.index.json")
     for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())):
         fetch(name)
-
-
-def _fetch(
-    name: str,
-    model: str,
-    revision: str | None,
-    cache_dir: Path | None,
-    local_files_only: bool,
-    progress: Advance,
-) -> Path:
-    return Path(
-        hf_hub_download(
-            model,
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            tqdm_class=_bar(f"downloading {name}", progress),
-        )
-    )
 
 
 @contextmanager

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from mimi_export.contract import network, spec
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.network import ConvLayer, ResidualUnit, SeanetItem
+from mimi_export.contract.network import ConvLayer, ResidualUnit
 from mimi_export.contract.spec import GraphSpec
 from mimi_export.errors import ConfigError
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.model.steps.cache import KvCache, kv_cache
+from mimi_export.model.steps.cache import KvCache, RingCache, WindowCache
 from mimi_export.model.steps.conv import conv_step
 from mimi_export.model.steps.quantizer import ResidualDecoder, ResidualEncoder
 from mimi_export.model.steps.rope import half_swap
 from mimi_export.model.steps.transformer import TransformerLayer, elu
 from mimi_export.model.upstream import CODEBOOK_EPSILON, tensors_on_disk
+from mimi_export.passes.taps import TAP_PREFIX
 
 Tap = Callable[[str, Tensor], None]
 Weights = Mapping[str, Tensor]  # by their names on disk
@@ -49,7 +50,7 @@ class Call:
         self.past = past
         self.cache = cache
         self._present: dict[str, Tensor] = {}
-        self._tap = tap
+        self.tap = tap or (lambda _name, _tensor: None)
         for name, tensor in cache.present.items():
             self.put(name, tensor)
 
@@ -67,11 +68,6 @@ class Call:
             raise RuntimeError(f"this {self.graph.kind} puts no {', '.join(missing)} for the next call")
         return tuple(self._present[state.name] for state in self.graph.states)
 
-    def tap(self, name: str, tensor: Tensor) -> None:
-        """Show an intermediate result where somebody looks."""
-        if self._tap is not None:
-            self._tap(name, tensor)
-
 
 class StreamingGraph(nn.Module):
     """What both graphs share: convolutions by name, the transformer, and the walk over a SEANet half.
@@ -79,17 +75,19 @@ class StreamingGraph(nn.Module):
     Args:
         graph: inputs and outputs.
         geometry: sizes of the model.
-        seanet: description of the SEANet half.
         weights: the model's tensors by their names on disk.
     """
 
-    def __init__(self, graph: GraphSpec, geometry: Geometry, seanet: list[SeanetItem], weights: Weights) -> None:
+    def __init__(self, graph: GraphSpec, geometry: Geometry, weights: Weights) -> None:
         super().__init__()
         self.graph = graph
         self.geometry = geometry
-        self._seanet = seanet
-        convs = network.walk_convs(seanet)
+        encodes = graph.kind == "encoder"
+        self._seanet = network.encoder_seanet(geometry) if encodes else network.decoder_seanet(geometry)
+        self._resample = network.downsample_layer(geometry) if encodes else network.upsample_layer(geometry)
+        convs = network.walk_convs(self._seanet)
         self.convs = nn.ModuleDict({layer.name: _conv(layer, graph.kind, weights) for layer in convs})
+        self.convs[self._resample.name] = _conv(self._resample, "downsample" if encodes else "upsample", weights)
         layers = (f"{graph.kind}_transformer.layers.{index}" for index in range(geometry.num_hidden_layers))
         self.layers = nn.ModuleList(TransformerLayer(geometry, _below(weights, layer)) for layer in layers)
         self.register_buffer("half_swap", half_swap(geometry.head_dim))
@@ -102,15 +100,24 @@ class StreamingGraph(nn.Module):
 
     def run(self, tap: Tap | None, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """`forward`, telling `tap` of every intermediate result."""
+        g, length = self.geometry, data.shape[self.graph.data_input.time_axis]
+        tokens = length // g.hop_length if self.graph.kind == "encoder" else length * g.tokens_per_frame
         past = {state.name: tensor for state, tensor in zip(self.graph.states, states, strict=True)}
-        cache = kv_cache(self.graph.shape.layout, self.geometry, past, self.tokens(data), self.half_swap)
+        cache: KvCache
+        if self.graph.shape.layout == "ring":
+            cache = RingCache(g, past["position"], tokens, past["key_0"].shape[2], self.half_swap)
+        else:
+            cache = WindowCache(g, past["value_0"], tokens, self.half_swap)
         call = Call(self.graph, past, cache, tap)
         first, *further = self.step(call, data)
         return first, *call.present(), *further
 
-    def tokens(self, data: Tensor) -> int:
-        """Transformer tokens of one call."""
-        raise NotImplementedError(f"{type(self).__name__} is not a graph by itself")
+    def _quantizers(self, step: type[Quantizer], matrix: str, weights: Weights) -> tuple[Quantizer, Quantizer | None]:
+        """Both halves of the quantiser, without an acoustic one where all codes are semantic."""
+        semantic = self.geometry.num_semantic_quantizers
+        acoustic = self.graph.shape.num_codebooks - semantic
+        first = _quantizer(step, "semantic", matrix, semantic, weights)
+        return first, _quantizer(step, "acoustic", matrix, acoustic, weights) if acoustic else None
 
     def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """Compute the data outputs of one call."""
@@ -118,22 +125,18 @@ class StreamingGraph(nn.Module):
 
     def conv(self, call: Call, layer: ConvLayer, x: Tensor) -> Tensor:
         """Run the convolution `layer`, carrying its state."""
-        module = self.convs[layer.name]
+        name = spec.conv_state_name(layer)
+        past: Tensor | None = None
+        if layer.state_size and layer.pad_mode == "replicate" and not layer.transposed:
+            past = torch.where(call.cache.fresh, x[:, :, :1], call.past[name])  # a stream begins with its first sample
+        elif layer.state_size:
+            past = call.cache.carried(call.past[name])
         y: Tensor
-        if layer.state_size == 0:
-            y, _ = module(x, None)
-        else:
-            name = spec.conv_state_name(layer)
-            y, kept = module(x, self._begun(call, layer, call.past[name], x))
+        y, kept = self.convs[layer.name](x, past)
+        if layer.state_size:
             call.put(name, kept)
         call.tap(layer.name, y)
         return y
-
-    def _begun(self, call: Call, layer: ConvLayer, past: Tensor, x: Tensor) -> Tensor:
-        """The state to compute with: where a stream begins it is zeros, or the first sample again and again."""
-        if not layer.transposed and layer.pad_mode == "replicate":
-            return torch.where(call.cache.fresh, x[:, :, :1], past)
-        return call.cache.carried(past)
 
     def seanet(self, call: Call, x: Tensor) -> Tensor:
         """Run the SEANet half over `[B, C, T]`."""
@@ -170,26 +173,16 @@ class StreamingEncoder(StreamingGraph):
     """
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, weights: Weights) -> None:
-        super().__init__(graph, geometry, network.encoder_seanet(geometry), weights)
-        self._downsample = network.downsample_layer(geometry)
-        self.convs[self._downsample.name] = _conv(self._downsample, "downsample", weights)
-        if graph.shape.head == spec.LATENTS:
-            return
-        semantic = geometry.num_semantic_quantizers
-        acoustic = graph.shape.num_codebooks - semantic
-        self.semantic = _quantizer(ResidualEncoder, "semantic", "input_proj", semantic, weights)
-        self.acoustic = _quantizer(ResidualEncoder, "acoustic", "input_proj", acoustic, weights) if acoustic else None
-
-    def tokens(self, data: Tensor) -> int:
-        """See `StreamingGraph`."""
-        return data.shape[2] // self.geometry.hop_length
+        super().__init__(graph, geometry, weights)
+        if graph.shape.head != spec.LATENTS:
+            self.semantic, self.acoustic = self._quantizers(ResidualEncoder, "input_proj", weights)
 
     def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """See `StreamingGraph`."""
         frames = torch.unflatten(data, 2, [-1, self.geometry.frame_size])  # refuses what is no whole number of frames
         x = self.seanet(call, torch.where(frames.abs() < LOUDEST, frames, 0.0).flatten(2))
         x = self.transformer(call, x)
-        latents = self.conv(call, self._downsample, x).transpose(1, 2)
+        latents = self.conv(call, self._resample, x).transpose(1, 2)
         call.tap("latents", latents)
         if self.graph.shape.head == spec.LATENTS:
             return [latents]
@@ -203,25 +196,15 @@ class StreamingDecoder(StreamingGraph):
     """Codes int64 `[B, 1 … K, frames]` or latents `[B, frames, hidden]` to a waveform `[B, 1, frames·frame_size]`."""
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, weights: Weights) -> None:
-        super().__init__(graph, geometry, network.decoder_seanet(geometry), weights)
-        self._upsample = network.upsample_layer(geometry)
-        self.convs[self._upsample.name] = _conv(self._upsample, "upsample", weights)
-        if graph.shape.start == spec.LATENTS:
-            return
-        semantic = geometry.num_semantic_quantizers
-        acoustic = graph.shape.num_codebooks - semantic
-        self.semantic = _quantizer(ResidualDecoder, "semantic", "output_proj", semantic, weights)
-        self.acoustic = _quantizer(ResidualDecoder, "acoustic", "output_proj", acoustic, weights) if acoustic else None
-
-    def tokens(self, data: Tensor) -> int:
-        """See `StreamingGraph`."""
-        return data.shape[self.graph.data_input.time_axis] * self.geometry.tokens_per_frame
+        super().__init__(graph, geometry, weights)
+        if graph.shape.start != spec.LATENTS:
+            self.semantic, self.acoustic = self._quantizers(ResidualDecoder, "output_proj", weights)
 
     def step(self, call: Call, data: Tensor) -> Sequence[Tensor]:
         """See `StreamingGraph`."""
         latents = data if self.graph.shape.start == spec.LATENTS else self._entries(data)
         call.tap("latents", latents)
-        x = self.conv(call, self._upsample, latents.transpose(1, 2))
+        x = self.conv(call, self._resample, latents.transpose(1, 2))
         return [self.seanet(call, self.transformer(call, x))]
 
     def _entries(self, codes: Tensor) -> Tensor:
@@ -229,6 +212,37 @@ class StreamingDecoder(StreamingGraph):
         semantic = self.geometry.num_semantic_quantizers
         latents: Tensor = self.semantic(codes[:, :semantic])
         return latents if self.acoustic is None else latents + self.acoustic(codes[:, semantic:])
+
+
+class Tapped(nn.Module):
+    """A graph to be traced with its taps as further outputs; those that an output shows anyway are left out.
+
+    The exporter writes each tap as a value called `tap_<name>`, then `passes.taps` takes the outputs away again: the
+    name stays, and the graph has the same nodes as without taps. Passes keep value names, so the same place can be
+    looked at in every variant made from the graph. A tap is `[B, C, T]` or `[B, T, C]`, as the graph holds it.
+
+    Weights keep the names they have in the graph: its children are this module's own, the graph itself is not.
+
+    Args:
+        module: the graph.
+        example: arguments of one call, to learn which taps there are.
+    """
+
+    def __init__(self, module: StreamingGraph, example: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._run = module.run
+        for name, child in module.named_children():
+            self.add_module(name, child)
+        found: dict[str, Tensor] = {}
+        shown = {id(output) for output in module.run(found.__setitem__, *example)}
+        self.taps = [name for name, tensor in found.items() if id(tensor) not in shown]
+        self.output_names = [tensor.name for tensor in module.graph.outputs] + [TAP_PREFIX + name for name in self.taps]
+
+    def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The graph's outputs, then the taps."""
+        found: dict[str, Tensor] = {}
+        outputs = self._run(found.__setitem__, data, *states)
+        return (*outputs, *(found[name] for name in self.taps))
 
 
 def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
@@ -245,8 +259,7 @@ def streaming_graph(checkpoint: Checkpoint, graph: GraphSpec) -> StreamingGraph:
 
 def initial_states(graph: GraphSpec, batch: int) -> tuple[Tensor, ...]:
     """The zeros that begin a stream, in the graph's order."""
-    dtypes = {"float32": torch.float32, "int64": torch.int64}
-    return tuple(torch.zeros(state.initial_shape(batch), dtype=dtypes[state.dtype]) for state in graph.states)
+    return tuple(torch.zeros(state.initial_shape(batch), dtype=getattr(torch, state.dtype)) for state in graph.states)
 
 
 def _below(weights: Weights, path: str) -> Weights:
@@ -262,14 +275,12 @@ def _conv(layer: ConvLayer, part: str, weights: Weights) -> nn.Module:
 
 
 def _quantizer(step: type[Quantizer], half: str, projection: str, levels: int, weights: Weights) -> Quantizer:
-    """The step for the first `levels` levels of one half of the quantiser."""
+    """The step for the first `levels` levels of one half of the quantiser.
+
+    Upstream keeps sums and usage counts of codebook entries, and divides when it first needs them.
+    """
     found = _below(weights, f"quantizer.{half}_residual_vector_quantizer")
     matrix = found.get(f"{projection}.weight")  # missing where the sizes are equal
-    return step(None if matrix is None else matrix[:, :, 0], [_entries(found, level) for level in range(levels)])
-
-
-def _entries(quantizer: Weights, level: int) -> Tensor:
-    """Codebook entries: upstream keeps sums and usage counts and divides when it first needs them."""
-    name = f"layers.{level}.codebook"
-    usage = quantizer[f"{name}.cluster_usage"].clamp(min=CODEBOOK_EPSILON)
-    return quantizer[f"{name}.embed_sum"] / usage[:, None]
+    books = [_below(found, f"layers.{level}.codebook") for level in range(levels)]
+    entries = [book["embed_sum"] / book["cluster_usage"].clamp(min=CODEBOOK_EPSILON)[:, None] for book in books]
+    return step(None if matrix is None else matrix[:, :, 0], entries)

@@ -18,7 +18,7 @@ What differs between the two files:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ from mimi_export.errors import CheckpointError, some
 from mimi_export.model import upstream
 from mimi_export.model.upstream import DECODER_PREFIXES
 
+KYUTAI_MARK = "quantizer.rvq_first.input_proj.weight"  # a name that every file of Kyutai's has
 _LAYER_NAMES = {
     "input_layernorm.weight": "norm1.weight",
     "input_layernorm.bias": "norm1.bias",
@@ -64,11 +65,11 @@ class Rename:
 
     name: str
     sources: tuple[str, ...]
-    combine: Callable[..., Tensor] | None = None
-    separate: Callable[[Tensor], Sequence[Tensor]] | None = None
+    combine: Callable[..., Tensor] = lambda tensor: tensor
+    separate: Callable[[Tensor], Sequence[Tensor]] = lambda tensor: [tensor]
 
 
-def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
+def interleave_heads(weight: Tensor, head_dim: int, back: bool = False) -> Tensor:
     """Reorder the rows of a query or key projection from Hugging Face's rotary convention to Kyutai's.
 
     Both rotate the pair of features that belongs to frequency `d` by the same angle; they only keep it in
@@ -83,17 +84,11 @@ def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
     Args:
         weight: `[heads · head_dim, hidden]`.
         head_dim: features of one head; even.
+        back: from Kyutai's convention to Hugging Face's.
     """
     rows, columns = weight.shape
-    halves = weight.reshape(rows // head_dim, 2, head_dim // 2, columns)
-    return halves.transpose(1, 2).reshape(rows, columns)
-
-
-def uninterleave_heads(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `interleave_heads`."""
-    rows, columns = weight.shape
-    pairs = weight.reshape(rows // head_dim, head_dim // 2, 2, columns)
-    return pairs.transpose(1, 2).reshape(rows, columns)
+    sizes = (head_dim // 2, 2) if back else (2, head_dim // 2)
+    return weight.reshape(rows // head_dim, *sizes, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def renames(geometry: Geometry) -> list[Rename]:
@@ -120,29 +115,13 @@ def kyutai_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[s
         New names, with tensors of the same dtype; a tensor that is only renamed is not copied.
 
     Raises:
-        CheckpointError: a tensor is missing, is not part of a Mimi model of this geometry, or has a shape that
-            cannot be reordered.
+        CheckpointError: a tensor is missing, or Kyutai's format has no place for it.
     """
     table = renames(geometry)
     wanted = {source for rename in table for source in rename.sources}
     _refuse("lacks", "without which it is no whole Mimi model of this geometry", wanted - state.keys())
     _refuse("has", "which Kyutai's format has no place for", state.keys() - wanted)
-    converted = {}
-    for rename in table:
-        tensors = [state[source] for source in rename.sources]
-        try:
-            converted[rename.name] = rename.combine(*tensors) if rename.combine else tensors[0]
-        except (RuntimeError, ValueError) as error:
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-            raise CheckpointError(
-                f"cannot make {rename.name} from tensors of shape {shapes}: they do not fit the model's geometry"
-            ) from error
-    return converted
-
-
-def is_kyutai(names: Collection[str]) -> bool:
-    """Whether tensors have Kyutai's names."""
-    return "quantizer.rvq_first.input_proj.weight" in names
+    return {rename.name: rename.combine(*(state[source] for source in rename.sources)) for rename in table}
 
 
 def huggingface_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
@@ -164,7 +143,7 @@ def huggingface_state_dict(state: Mapping[str, Tensor], geometry: Geometry) -> d
     for rename in table:
         tensor = state[rename.name]
         try:
-            parts = rename.separate(tensor) if rename.separate else [tensor]
+            parts = rename.separate(tensor)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"cannot split {rename.name} of shape {list(tensor.shape)}: it does not fit the model's geometry"
@@ -208,7 +187,7 @@ def _transformer(part: str, geometry: Geometry) -> Iterator[Rename]:
     def separate(fused: Tensor) -> list[Tensor]:
         heads, groups = geometry.num_attention_heads, geometry.num_key_value_heads
         query, key, value = torch.split(fused, [size * geometry.head_dim for size in (heads, groups, groups)])
-        return [*(uninterleave_heads(weight, geometry.head_dim) for weight in (query, key)), value]
+        return [*(interleave_heads(weight, geometry.head_dim, back=True) for weight in (query, key)), value]
 
     for index in range(geometry.num_hidden_layers):
         old, new = f"{part}.layers.{index}", f"{part}.transformer.layers.{index}"

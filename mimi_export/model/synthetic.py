@@ -33,6 +33,7 @@ from transformers import MimiConfig, MimiModel
 
 from mimi_export.contract.files import atomic_directory, cache_root, sha256
 from mimi_export.contract.geometry import Geometry
+from mimi_export.contract.network import decoder_seanet, walk_convs
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import CheckpointError, MimiExportError
 from mimi_export.media.signals import speech_like
@@ -40,43 +41,30 @@ from mimi_export.model import upstream
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC_NAMES = ("synthetic", "synthetic:tiny")
+_SIZES: dict[str, dict[str, int]] = {
+    "synthetic": {},  # Kyutai's
+    "synthetic:tiny": {
+        "hidden_size": 32, "num_filters": 4, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "sliding_window": 16, "codebook_size": 64, "codebook_dim": 16,
+        "vector_quantization_hidden_dimension": 16, "num_quantizers": 16, "upsample_groups": 32,
+    },
+}  # fmt: skip
+SYNTHETIC_NAMES = tuple(_SIZES)
 FORMAT_VERSION = 2  # raised whenever other weights come from the same seed
 SEED = 0
+SYNTHETIC_REVISION = f"format {FORMAT_VERSION}, seed {SEED}"
 _HASHES = "sha256.txt"
 LAYER_SCALE = 0.4
 DECODER_RMS = 0.1
 _ELU_GAIN = 1.25  # 1 / rms of elu(x) for normal x of unit variance
 _ATTENTION_GAIN = 1.5  # of queries and keys, so that logits spread by about the square of it
 _ROW_SECONDS = 12.0  # longer than the attention window of the real geometry
-_FIT_FRAMES = (128, 512)  # least and most frames that codebooks are fitted to
+LEAST_FRAMES, MOST_FRAMES = 128, 512  # that codebooks are fitted to
 
 
 def synthetic_config(name: str) -> MimiConfig:
-    """The configuration of a named synthetic checkpoint: `synthetic` (Kyutai's sizes) or `synthetic:tiny`."""
-    if name == "synthetic":
-        return MimiConfig()
-    if name == "synthetic:tiny":
-        return MimiConfig(
-            hidden_size=32,
-            num_filters=4,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=16,
-            codebook_size=64,
-            codebook_dim=16,
-            vector_quantization_hidden_dimension=16,
-            num_quantizers=16,
-            upsample_groups=32,
-        )
-    raise KeyError(name)
-
-
-def synthetic_revision() -> str:
-    """What tells the weights of one version of this module from another's."""
-    return f"format {FORMAT_VERSION}, seed {SEED}"
+    """The configuration of a named synthetic checkpoint."""
+    return MimiConfig(**_SIZES[name])
 
 
 def synthetic_directory(name: str, cache_dir: Path | None = None, progress: Advance = no_progress) -> Path:
@@ -138,7 +126,9 @@ def synthetic_model(config: MimiConfig, seed: int = 0, progress: Advance = no_pr
     tensors = upstream.tensors_on_disk(model)
     for index, (name, tensor) in enumerate(tensors.items()):
         progress("making weights", index, len(tensors))
-        tensor.copy_(torch.from_numpy(_weight(name, tuple(tensor.shape), geometry, seed)))
+        mean, spread = _mean_and_spread(name, tuple(tensor.shape), geometry)
+        numbers = mean + spread * _uniform(name, tuple(tensor.shape), seed)
+        tensor.copy_(torch.from_numpy(numbers.astype(np.float32)))
     with _one_thread():
         latents = _fit_latents(model, geometry, seed, progress)
         _fit_codebooks(tensors, latents, geometry, seed, progress)
@@ -171,15 +161,8 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float64
     return numbers.reshape(shape)
 
 
-def _weight(name: str, shape: tuple[int, ...], geometry: Geometry, seed: int) -> NDArray[np.float32]:
-    """The first value of the tensor called `name` on disk."""
-    mean, spread = _mean_and_spread(name, shape, geometry)
-    return (mean + spread * _uniform(name, shape, seed)).astype(np.float32)
-
-
 def _mean_and_spread(name: str, shape: tuple[int, ...], geometry: Geometry) -> tuple[float, float]:
     """Mean and standard deviation of a tensor's values."""
-    first_conv = "encoder.layers.0.conv.weight"
     if name.endswith("initialized"):
         return 1.0, 0.0
     if "codebook" in name:
@@ -191,12 +174,13 @@ def _mean_and_spread(name: str, shape: tuple[int, ...], geometry: Geometry) -> t
     if name.endswith("bias"):
         return 0.0, 0.1
     fan_in = math.prod(shape[1:])
-    if name.startswith("upsample.") or (name.startswith("decoder.layers.") and _transposed(name, geometry)):
+    transposed = {f"decoder.{layer.path}.weight" for layer in walk_convs(decoder_seanet(geometry)) if layer.transposed}
+    if name.startswith("upsample.") or name in transposed:
         # [in, out / groups, kernel]: an output sample sees kernel / stride = 2 taps of each input channel in its group
         groups = geometry.upsample_groups if name.startswith("upsample.") else 1
         fan_in = 2 * shape[0] // groups
     gain = 1.0
-    if name == first_conv:
+    if name == "encoder.layers.0.conv.weight":
         gain = 8.0  # speech has an rms near 1/8
     elif name.startswith(("encoder.layers.", "decoder.layers.")) and name != "decoder.layers.0.conv.weight":
         gain = _ELU_GAIN if "block.3" not in name else 0.7 * _ELU_GAIN
@@ -207,17 +191,9 @@ def _mean_and_spread(name: str, shape: tuple[int, ...], geometry: Geometry) -> t
     return 0.0, gain / math.sqrt(fan_in)
 
 
-def _transposed(name: str, geometry: Geometry) -> bool:
-    """Whether a tensor of the SEANet decoder belongs to one of its transposed convolutions."""
-    period = 2 + geometry.num_residual_layers  # ELU, transposed convolution, residual units
-    index = int(name.split(".")[2])
-    return (index - 2) % period == 0 and "block" not in name and index < 1 + period * len(geometry.upsampling_ratios)
-
-
 def _fit_latents(model: MimiModel, geometry: Geometry, seed: int, progress: Advance) -> Tensor:
     """The encoder's output on generated speech, `[frames, hidden_size]`."""
-    least, most = _FIT_FRAMES
-    frames = min(max(geometry.codebook_size, least), most)
+    frames = min(max(geometry.codebook_size, LEAST_FRAMES), MOST_FRAMES)
     row_frames = min(frames, max(1, round(_ROW_SECONDS * geometry.frame_rate)))
     samples = row_frames * geometry.frame_size
     rows = []

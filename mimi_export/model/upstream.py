@@ -46,9 +46,8 @@ class Parts:
     decoder_seanet: nn.Module | None
 
 
-# A part's tensors begin with this on disk, in every version; the other parts begin with their own names.
-_DISK_PREFIX = {"encoder_seanet": "encoder", "decoder_seanet": "decoder"}
-DISK_PREFIXES = tuple(_DISK_PREFIX.get(field.name, field.name) + "." for field in fields(Parts))
+# What the names of each part's tensors begin with on disk, in every version.
+DISK_PREFIXES = tuple(field.name.removesuffix("_seanet") + "." for field in fields(Parts))
 DECODER_PREFIXES = DISK_PREFIXES[4:]
 
 
@@ -99,13 +98,8 @@ def remove_decoder(model: MimiModel) -> None:
 
 def tensors_on_disk(model: MimiModel) -> dict[str, Tensor]:
     """The saved tensors of `model`, live, by their names in `model.safetensors`, which all versions share."""
-    tensors: dict[str, Tensor] = {}
-    found = parts(model)
-    for field in fields(Parts):
-        prefix = _DISK_PREFIX.get(field.name, field.name)
-        module: nn.Module | None = getattr(found, field.name)
-        tensors |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()} if module else {}
-    return tensors
+    found = zip(DISK_PREFIXES, vars(parts(model)).values(), strict=True)
+    return {prefix + name: tensor for prefix, part in found if part for name, tensor in part.state_dict().items()}
 
 
 def config_fields(config: MimiConfig) -> dict[str, object]:

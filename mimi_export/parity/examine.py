@@ -72,8 +72,8 @@ def compare_latents(files: Files, truth: ReferenceClip, result: ClipResult, prov
     No graph gives them, so a session of its own shows them. Beside them, the codes are compared with an exact search of
     the graph's own latents in its own codebooks.
     """
-    shape = files.artifact.manifest.shape
-    graph = TappedGraph(files.artifact.encoder_path, files.artifact.spec("encoder"), only=(LATENTS,), provider=provider)
+    artifact, shape = files.artifact, files.artifact.manifest.shape
+    graph = TappedGraph(artifact.graph_path("encoder"), artifact.spec("encoder"), only=(LATENTS,), provider=provider)
     if not graph.taps and shape.head == "codes":
         return None
     states, comparison, energies, searched = graph.initial_states(), Comparison(), Energies(), Agreement()

@@ -1,4 +1,4 @@
-"""Take the taps away from a traced graph (`model.taps`): they stop being outputs, and stay as names inside."""
+"""Take the taps away from a traced graph (`model.graphs.Tapped`): they stop being outputs, and stay as names inside."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.model.steps.cache import KvCache, Terms
+from mimi_export.model.steps.cache import KvCache
 from mimi_export.model.steps.matmul import fixed, matmul, matmul_weight
 
 FEW_TOKENS = 4
@@ -51,26 +51,23 @@ class Attention(nn.Module):
         groups, heads, dim = g.num_key_value_heads, g.num_attention_heads, g.head_dim
         tokens = x.shape[0]
         fused = matmul(x, self.qkv, self.qkv_bias).reshape(tokens, -1, heads + 2 * groups, 1, dim)
-        terms, values, present_key, present_value = cache.update(fused, past_key, past_value)
+        query, keys, values, present_key, present_value = cache.update(fused, past_key, past_value)
         if heads != groups:
-            terms = [(query.reshape(tokens, -1, groups, heads // groups, dim), keys) for query, keys in terms]
-        y = attend(terms, values, cache.bias).reshape(tokens, -1, heads * dim)
+            query = query.reshape(tokens, -1, groups, heads // groups, dim)
+        y = attend(query, keys, values, cache.bias).reshape(tokens, -1, heads * dim)
         return matmul(y, self.out, self.out_bias), present_key, present_value
 
 
-def attend(terms: Terms, values: Tensor, bias: Tensor) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention of queries `[T, B, groups, queries, D]`; gives their shape. The scale is in the queries.
 
     The queries of a group share its keys `[B, groups, keys, D]`. Tokens of a known small number are taken one by one:
     their matmuls read keys and values where they lie, one of many rows would first pack a copy of them.
     """
-    tokens, _, _, queries, _ = terms[0][0].shape
+    tokens, _, _, queries, _ = query.shape
     few = isinstance(tokens, int) and tokens <= FEW_TOKENS
     if not few:
-        terms = [(query.permute(1, 2, 0, 3, 4).flatten(2, 3), keys) for query, keys in terms]
+        query = query.permute(1, 2, 0, 3, 4).flatten(2, 3)
         bias = bias.expand(-1, -1, -1, queries, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
-    logits = bias
-    for query, keys in terms:
-        logits = query @ keys.transpose(2, 3) + logits
-    y = torch.softmax(logits, dim=-1) @ values
+    y = torch.softmax(query @ keys.transpose(2, 3) + bias, dim=-1) @ values
     return y if few else torch.unflatten(y, 2, [tokens, queries]).permute(2, 0, 1, 3, 4)

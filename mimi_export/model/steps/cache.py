@@ -7,40 +7,56 @@ states that the client gave, and shared by all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.spec import POSITION_BASE, KvLayout
+from mimi_export.contract.spec import POSITION_BASE
 from mimi_export.model.steps.rope import exact_rotation, phase_steps
 
-# Queries [T, B, heads, 1, D] and keys [B, groups, keys, D]: the logits are the sum of their products.
-Terms: TypeAlias = Sequence[tuple[Tensor, Tensor]]
 
+class KvCache:
+    """How one call of a layout treats keys and values; the same for every layer.
 
-class KvCache(Protocol):
-    """How one call of a layout treats keys and values; the same for every layer."""
+    Attributes:
+        bias: added to attention logits `[T, B, groups, queries, keys]`: minus infinity where a query may not look.
+        fresh: bool, `[B, 1, 1]`: true where a stream begins with this call.
+        present: states of the cache itself for the next call, by name.
+
+    Args:
+        geometry: sizes of the model.
+        position: int64 `[B, 1]`, tokens of each row's stream before this call.
+        new: tokens of this call.
+        swap: `half_swap(head_dim)`.
+    """
 
     bias: Tensor
-    """Added to attention logits `[T, B, groups, queries, keys]`: minus infinity where a query may not look."""
-    fresh: Tensor
-    """Bool, `[B, 1, 1]`: true where a stream begins with this call."""
-    present: Mapping[str, Tensor]
-    """States of the cache itself for the next call, by name."""
+
+    def __init__(self, geometry: Geometry, position: Tensor, new: int, swap: Tensor) -> None:
+        groups, heads = geometry.num_key_value_heads, geometry.num_attention_heads
+        positions = position.reshape(1, -1, 1, 1) + torch.arange(new).reshape(-1, 1, 1, 1)  # [T, B, 1, 1]
+        turns = (torch.arange(heads + 2 * groups) < heads + groups).to(torch.float32)[:, None, None]
+        cos, sin = exact_rotation(positions, phase_steps(geometry.head_dim, geometry.rope_theta))
+        self._cos, self._sin = cos * turns + (1 - turns), sin * turns  # values are not turned
+        self._swap, self._groups, self._tokens = swap, groups, positions[..., None]
+        self.fresh = (position == 0)[:, :, None]
+        self.present: Mapping[str, Tensor] = {}
 
     def carried(self, state: Tensor) -> Tensor:
-        """A convolution's state `[B, C, S]` as the client gave it; zeros where a stream begins."""
+        """A convolution's state `[B, C, S]` with zeros where a stream begins, as clients of a window give it anyway."""
+        return state
 
     def opened(self, values: Tensor) -> Tensor:
         """The first layer's values as a client gave them, without what travels in them beside values."""
+        return values
 
     def closed(self, values: Tensor) -> Tensor:
         """The first layer's values for the next call, with what travels in them beside values."""
+        return values
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """Turn queries and keys to their positions and join the past.
 
         Args:
@@ -48,17 +64,15 @@ class KvCache(Protocol):
             past_key, past_value: what the call before handed on, `[B, groups, past, D]`.
 
         Returns:
-            Terms of the logits, values to attend to `[B, groups, keys, D]`, and the keys and values to hand to the
-            next call.
+            Queries `[T, B, heads, 1, D]`, keys and values to attend to `[B, groups, keys, D]`, and the keys and values
+            to hand to the next call.
         """
+        raise NotImplementedError(f"{type(self).__name__} is no layout by itself")
 
-
-def kv_cache(layout: KvLayout, geometry: Geometry, past: Mapping[str, Tensor], new: int, swap: Tensor) -> KvCache:
-    """The cache of a call with `new` tokens; `past` are its states by name, `swap` is `half_swap(head_dim)`."""
-    length = past["key_0"].shape[2]
-    if layout == "ring":
-        return RingCache(geometry, past["position"], new, length, swap)
-    return WindowCache(geometry, past["value_0"], new, swap)
+    def _turned(self, fused: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`, turned."""
+        turned = fused * self._cos + (fused @ self._swap) * self._sin
+        return torch.split(turned, [fused.shape[2] - 2 * self._groups, self._groups, self._groups], dim=2)
 
 
 @torch.library.custom_op("mimi_export::last_first", mutates_args=())
@@ -91,7 +105,7 @@ def _(ring: Tensor, _places: Tensor, _new: Tensor) -> Tensor:
     return torch.empty_like(ring)
 
 
-class RingCache:
+class RingCache(KvCache):
     """A ring of `capacity` slots for each row, written at `position mod capacity`; keys are turned once, when written.
 
     Slot j holds the newest position that is congruent to j, so its token is `(position - j) mod capacity` tokens old.
@@ -99,18 +113,12 @@ class RingCache:
     begins anew wherever its position is 0, whatever finite values its slots hold. The slots that later tokens of the
     same call have written look at least `window` tokens old, for there are `window + T - 1` slots.
 
-    Args:
-        geometry: sizes of the model.
-        position: int64 `[B, 1]`, tokens of each row's stream before this call.
-        new: tokens of this call.
+    Args: those of `KvCache`, and
         capacity: slots, at least `window + new - 1`.
-        swap: `half_swap(head_dim)`.
     """
 
-    present: Mapping[str, Tensor]
-
     def __init__(self, geometry: Geometry, position: Tensor, new: int, capacity: int, swap: Tensor) -> None:
-        self._turn(geometry, position, new, swap)
+        super().__init__(geometry, position, new, swap)
         tokens = self._tokens
         rows = torch.arange(tokens.shape[1]).reshape(1, -1, 1, 1, 1)
         group = torch.arange(self._groups).reshape(1, 1, -1, 1, 1)
@@ -118,49 +126,23 @@ class RingCache:
         slots = torch.remainder(tokens, capacity)
         self._places = slots * slot_axis + (rows * row_axis + group * group_axis)  # [T, B, groups, 1, 3]
         age = torch.remainder(tokens - torch.arange(capacity), capacity)  # [T, B, 1, 1, C]
-        self._hide(age < torch.clamp(tokens + 1, max=geometry.sliding_window))
+        self.bias = torch.where(age < torch.clamp(tokens + 1, max=geometry.sliding_window), 0.0, -math.inf)
         self.present = {"position": position + new}
         self._running = (~self.fresh).to(torch.float32)
-
-    def _turn(self, geometry: Geometry, position: Tensor, new: int, swap: Tensor) -> None:
-        """Note positions of the tokens, and what turns queries and keys to them."""
-        groups, heads = geometry.num_key_value_heads, geometry.num_attention_heads
-        positions = position.reshape(1, -1, 1, 1) + torch.arange(new).reshape(-1, 1, 1, 1)  # [T, B, 1, 1]
-        turns = (torch.arange(heads + 2 * groups) < heads + groups).to(torch.float32)[:, None, None]
-        cos, sin = exact_rotation(positions, phase_steps(geometry.head_dim, geometry.rope_theta))
-        self._cos, self._sin = cos * turns + (1 - turns), sin * turns  # values are not turned
-        self._swap, self._groups, self._tokens = swap, groups, positions[..., None]
-        self.fresh = (position == 0)[:, :, None]
-
-    def _hide(self, visible: Tensor) -> None:
-        self.bias = torch.where(visible, 0.0, -math.inf)
-
-    def _turned(self, fused: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of `[T, B, heads + 2 · groups, 1, D]`, turned."""
-        turned = fused * self._cos + (fused @ self._swap) * self._sin
-        return torch.split(turned, [fused.shape[2] - 2 * self._groups, self._groups, self._groups], dim=2)
 
     def carried(self, state: Tensor) -> Tensor:
         """Zeros for rows at position 0, whatever finite values their states hold."""
         return state * self._running
 
-    def opened(self, values: Tensor) -> Tensor:
-        """As they are."""
-        return values
-
-    def closed(self, values: Tensor) -> Tensor:
-        """As they are."""
-        return values
-
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, key, value = self._turned(fused)
         keys = write_slots(past_key, self._places, key)
         values = write_slots(past_value, self._places, value)
-        return [(query, keys)], values, keys, values
+        return query, keys, values, keys, values
 
 
-class WindowCache(RingCache):
+class WindowCache(KvCache):
     """The last `window` tokens, newest last; keys are turned once, when they come.
 
     A client begins with none, and from the first call on has as many as the window is long, of which those that no
@@ -168,11 +150,8 @@ class WindowCache(RingCache):
     the position: the tokens of each row's stream before this call. It travels as the last one of the first layer's
     values (`spec.position_digits`), which no client cuts off.
 
-    Args:
-        geometry: sizes of the model.
+    Args: those of `KvCache`, and instead of `position`
         past: what the client gave as the first layer's values, `[B, groups, 0 … window, D]`.
-        new: tokens of this call.
-        swap: `half_swap(head_dim)`.
     """
 
     def __init__(self, geometry: Geometry, past: Tensor, new: int, swap: Tensor) -> None:
@@ -181,18 +160,13 @@ class WindowCache(RingCache):
         digits = torch.cat([nothing, past[:, :1]], dim=2)[:, 0, -1, :2] * POSITION_BASE
         low, high = torch.split(digits.to(torch.int64), 1, dim=1)
         position = torch.clamp(low + high * POSITION_BASE, min=0)
-        self._turn(geometry, position, new, swap)
+        super().__init__(geometry, position, new, swap)
         self._window, self._fill = window, past.new_zeros(rows, groups, window - kept, dim)
         age = window + torch.arange(new).reshape(-1, 1, 1, 1, 1) - torch.arange(window + new)  # [T, 1, 1, 1, keys]
-        self._hide((age >= 0) & (age < torch.clamp(self._tokens + 1, max=window)))
+        self.bias = torch.where((age >= 0) & (age < torch.clamp(self._tokens + 1, max=window)), 0.0, -math.inf)
         after = position + new
         digits = torch.cat([torch.remainder(after, POSITION_BASE), after // POSITION_BASE], dim=1) / POSITION_BASE
         self._mark = torch.nn.functional.pad(digits, (0, dim - 2))[:, None, None].expand(-1, groups, -1, -1)
-        self.present = {}
-
-    def carried(self, state: Tensor) -> Tensor:
-        """The state as it is: a client begins with zeros."""
-        return state
 
     def opened(self, values: Tensor) -> Tensor:
         """The position goes to the place of the oldest value, which no query of this call sees."""
@@ -203,33 +177,31 @@ class WindowCache(RingCache):
         """The position comes to the end, and the oldest value goes."""
         return torch.cat([values[:, :, 1:], self._mark], dim=2)
 
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, *new = self._turned(fused)
         keys, values = (
             torch.cat([self._fill, past, one.squeeze(3).permute(1, 2, 0, 3)], dim=2)
             for past, one in zip((past_key, past_value), new, strict=True)
         )
-        return [(query, keys)], values, keys[:, :, -self._window :], values[:, :, -self._window :]
+        return query, keys, values, keys[:, :, -self._window :], values[:, :, -self._window :]
 
 
-class SlotCache(RingCache):
+class SlotCache(KvCache):
     """A ring of exactly `window` slots, whose place in the stream is given and no state.
 
     A call's second token would overwrite what its first one still sees, so the call's own tokens are attended to beside
     the past and written afterwards. All rows are as old as each other.
 
-    Args:
-        geometry: sizes of the model.
+    Args: `geometry` and `swap` of `KvCache`, and
         rows: rows of the call.
         slots: int64 `[T]`, where this call's tokens go: their positions modulo the window.
         positions: int64 `[T]`, tokens of the stream before each.
-        swap: `half_swap(head_dim)`.
     """
 
     def __init__(self, geometry: Geometry, rows: int, slots: Tensor, positions: Tensor, swap: Tensor) -> None:
         new, window = len(positions), geometry.sliding_window
-        super().__init__(geometry, positions[:1, None].expand(rows, 1), new, window, swap)
+        super().__init__(geometry, positions[:1, None].expand(rows, 1), new, swap)
         groups = torch.arange(geometry.num_key_value_heads)
         grid = torch.meshgrid(slots, torch.arange(rows), groups, indexing="ij")
         self._places = torch.stack([grid[1], grid[2], grid[0]], dim=-1).unsqueeze(3)
@@ -238,13 +210,8 @@ class SlotCache(RingCache):
         past = (before <= positions[0]) & (before + steps < window)
         own = (steps >= torch.arange(new)) & (steps - torch.arange(new) < window)
         self.bias = torch.where(torch.cat([past, own], dim=1), 0.0, -math.inf)[:, None, None, None]
-        self.present = {}
 
-    def carried(self, state: Tensor) -> Tensor:
-        """The state as it is: a client begins with zeros."""
-        return state
-
-    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Terms, Tensor, Tensor, Tensor]:
+    def update(self, fused: Tensor, past_key: Tensor, past_value: Tensor) -> tuple[Tensor, ...]:
         """See `KvCache`."""
         query, key, value = self._turned(fused)
         keys, values = (
@@ -252,4 +219,4 @@ class SlotCache(RingCache):
             for past, new in ((past_key, key), (past_value, value))
         )
         written = (write_slots(past, self._places, new) for past, new in ((past_key, key), (past_value, value)))
-        return [(query, keys)], values, *written
+        return query, keys, values, *written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,6 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.model.steps.attention import Attention
 from mimi_export.model.steps.cache import KvCache
 from mimi_export.model.steps.matmul import fixed, matmul, matmul_weight
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
 
 
 def elu(x: Tensor) -> Tensor:
@@ -47,7 +41,7 @@ class TransformerLayer(nn.Module):
         if biases is not None:
             biases[3] = biases[3] * scale
         self.attention = Attention(geometry, projections, biases)
-        self.activation = ACTIVATIONS[geometry.hidden_act]
+        self.activation = getattr(functional, geometry.hidden_act)
         self.fc1 = matmul_weight(weights["mlp.fc1.weight"])
         self.fc2 = matmul_weight(weights["mlp.fc2.weight"] * weights["mlp_layer_scale.scale"][:, None])
         self.norm1 = _norm(weights, "input_layernorm", geometry.norm_eps)
