@@ -39,6 +39,13 @@ class Flush(NamedTuple):
     real_samples: int
 
 
+class LatentFlush(NamedTuple):
+    """The end of a stream: its last latents `[B, frames, hidden]`, and how many samples of them were real."""
+
+    latents: Latents
+    real_samples: int
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A stream at one moment: its states by name, what it has buffered, and its counter."""
@@ -196,6 +203,19 @@ class EncoderStream(SampleStream):
         """
         encoded, real = self.finish()
         return Flush(encoded.codes, real)
+
+
+class LatentStream(SampleStream):
+    """Samples in, latents out; one of an encoder that gives codes as well has them from `encode`."""
+
+    def push(self, samples: npt.ArrayLike) -> Latents:
+        """Take samples, give those that are ready: float32 `[B, frames, hidden]`, frames may be 0; see `encode`."""
+        return self.encode(samples).latents
+
+    def flush(self) -> LatentFlush:
+        """End the stream: fill the last frame with zeros; `StreamError` where it was flushed already."""
+        encoded, real = self.finish()
+        return LatentFlush(encoded.latents, real)
 
 
 class DecoderStream(_Stream):
