@@ -80,7 +80,6 @@ def upload(
         from mimi_export.hub.client import Client
         from mimi_export.hub.plan import Remote, local_files, make_plan
         from mimi_export.hub.subjects import read_subjects
-        from mimi_export.hub.upload import read_plan
         from mimi_export.hub.upload import upload as publish
     from mimi_export.remote.http import is_offline
 
@@ -94,7 +93,7 @@ def upload(
         try:
             if is_offline() and not yes:
                 raise TransientError("HF_HUB_OFFLINE is set")
-            plan = read_plan(client, files, revision)
+            plan = make_plan(repo_id, files, client.read(revision))
         except TransientError as error:
             if yes:
                 raise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mimi_export.contract.manifest import BatchManifest, Manifest
 from mimi_export.contract.report import Difference, FrameTime, Level, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
-from mimi_export.hub.subjects import Subject
 
 Rows = list[list[str]]
 
@@ -20,50 +20,40 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def level(value: Level, digits: int) -> str:
+def level(value: Level, digits: int, form: str = "f") -> str:
     """A number of a report: its words `exact` and `lost` stay, `null` is a dash."""
     if value is None:
         return "–"
-    return value if isinstance(value, str) else f"{value:.{digits}f}"
+    return value if isinstance(value, str) else f"{value:.{digits}{form}}"
 
 
-def small(value: Level) -> str:
-    """A number near zero, with two significant digits."""
-    return level(value, 2) if value is None or isinstance(value, str) else f"{value:.2g}"
-
-
-def variants(subjects: Sequence[Subject]) -> str:
+def variants(manifests: Sequence[Manifest]) -> str:
     """What there is: sizes, bitrates, layouts."""
     rows: Rows = []
-    for subject in subjects:
-        if subject.manifest is None:
-            continue
-        manifest = subject.manifest
+    for manifest in manifests:
         sizes = [_mib(manifest.files[spec.file_name].bytes) for spec in manifest.specs.values()]
         calls = "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call)
         count = manifest.shape.num_codebooks
         rate = f"{manifest.geometry.bitrate(count) / 1000:g} kbit/s" if count else "–"
         gives = [str(count)] * bool(count) + ["latents"] * (manifest.shape.head != "codes")
         rows.append([
-            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", " and ".join(gives), rate,
+            f"[`{manifest.name}`](./{manifest.name})", " and ".join(gives), rate,
             manifest.precision, manifest.shape.layout, calls, *[*sizes, "–"][:2],
         ])  # fmt: skip
     columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
     return markdown(columns, rows)
 
 
-def whole_clips(subject: Subject) -> str:
+def whole_clips(batch: BatchManifest, records: Sequence[VariantRecord]) -> str:
     """The files for whole clips, by data type."""
     rows: Rows = []
-    if subject.batch is not None:
-        for record in subject.reports:
-            graphs = subject.batch.dtypes[record.precision]
-            sizes = [_mib(subject.batch.files[graphs[kind]].bytes) for kind in GRAPH_KINDS]
-            clip = record.clips[0]
-            rows.append([
-                f"`{record.precision}`", *(f"`{graphs[kind]}`" for kind in GRAPH_KINDS), *sizes,
-                level(record.codes.equal_percent, 2), level(clip.decoder.snr_db, 1),
-            ])  # fmt: skip
+    for record in records:
+        names = [batch.dtypes[record.precision][kind] for kind in GRAPH_KINDS]
+        sizes = [_mib(batch.files[name].bytes) for name in names]
+        rows.append([
+            f"`{record.precision}`", *(f"`{name}`" for name in names), *sizes,
+            level(record.codes.equal_percent, 2), level(record.clips[0].decoder.snr_db, 1),
+        ])  # fmt: skip
     columns = ("`dtype`", "encoder", "decoder", "encoder MiB", "decoder MiB", "equal codes %", "decoder SNR dB")
     return markdown(columns, rows, 3)
 
@@ -117,9 +107,7 @@ def speed(records: Sequence[VariantRecord]) -> str:
             times = (record.timing.encoder, record.timing.decoder or FrameTime(None, None))
             values = [level(value, 1) for time in times for value in (time.median_ms, time.p95_ms)]
             rows.append([f"`{record.name}`", *values, level(record.timing.real_time_factor, 2)])
-    columns = (
-        "variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor",
-    )  # fmt: skip
+    columns = ("variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor")
     return markdown(columns, rows)
 
 
@@ -151,7 +139,7 @@ def checks(records: Sequence[VariantRecord]) -> str:
 
 
 def _three(difference: Difference, digits: tuple[int, int]) -> list[str]:
-    return [level(difference.snr_db, digits[0]), level(difference.cosine, digits[1]), small(difference.max_abs)]
+    return [level(difference.snr_db, digits[0]), level(difference.cosine, digits[1]), level(difference.max_abs, 2, "g")]
 
 
 def _mib(size: int) -> str:
