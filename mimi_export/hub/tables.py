@@ -8,8 +8,6 @@ from mimi_export.contract.manifest import BatchManifest, Manifest
 from mimi_export.contract.report import Difference, FrameTime, Level, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
 
-Rows = list[list[str]]
-
 MIB = 2**20
 
 
@@ -29,7 +27,7 @@ def level(value: Level, digits: int, form: str = "f") -> str:
 
 def variants(manifests: Sequence[Manifest]) -> str:
     """What there is: sizes, bitrates, layouts."""
-    rows: Rows = []
+    rows = []
     for manifest in manifests:
         sizes = [_mib(manifest.files[spec.file_name].bytes) for spec in manifest.specs.values()]
         calls = "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call)
@@ -46,7 +44,7 @@ def variants(manifests: Sequence[Manifest]) -> str:
 
 def whole_clips(batch: BatchManifest, records: Sequence[VariantRecord]) -> str:
     """The files for whole clips, by data type."""
-    rows: Rows = []
+    rows = []
     for record in records:
         names = [batch.dtypes[record.precision][kind] for kind in GRAPH_KINDS]
         sizes = [_mib(batch.files[name].bytes) for name in names]
@@ -60,7 +58,7 @@ def whole_clips(batch: BatchManifest, records: Sequence[VariantRecord]) -> str:
 
 def quality(records: Sequence[VariantRecord]) -> str:
     """Agreement with batch PyTorch: codes of everything measured, levels of the first clip."""
-    rows: Rows = []
+    rows = []
     for record in records:
         codes, clip = record.codes, record.clips[0]
         counts = [str(count) if codes.total else "–" for count in (codes.differ, codes.ties)]
@@ -78,7 +76,7 @@ def quality(records: Sequence[VariantRecord]) -> str:
 
 def latents(records: Sequence[VariantRecord]) -> str:
     """What graphs give as latents, for each clip and way to call; nothing where none gives any."""
-    rows: Rows = [
+    rows = [
         [f"`{record.name}`", clip.name, way, *_three(difference, (1, 9))]
         for record in records
         for clip in record.clips
@@ -89,19 +87,15 @@ def latents(records: Sequence[VariantRecord]) -> str:
 
 def published(records: Sequence[VariantRecord]) -> str:
     """The row of the public models' own card beside ours: the first seconds, streaming against batch."""
-    rows: Rows = []
-    for record in records:
-        if record.published is None:
-            continue
-        if not rows:
-            rows.append(["public models, as their card states", *_three(record.published.card_streaming, (1, 4))])
-        rows.append([f"`{record.name}`", *_three(record.published.end_to_end, (1, 7))])
-    return markdown(("model", "SNR dB", "cosine", "max abs"), rows)
+    found = [(record.name, record.published) for record in records if record.published is not None]
+    theirs = ["public models, as their card states", *_three(found[0][1].card_streaming, (1, 4))]
+    ours = [[f"`{name}`", *_three(facts.end_to_end, (1, 7))] for name, facts in found]
+    return markdown(("model", "SNR dB", "cosine", "max abs"), [theirs, *ours])
 
 
 def speed(records: Sequence[VariantRecord]) -> str:
     """Milliseconds a frame, one stream, as measured while checking parity."""
-    rows: Rows = []
+    rows = []
     for record in records:
         if record.timing is not None:
             times = (record.timing.encoder, record.timing.decoder or FrameTime(None, None))
@@ -113,7 +107,7 @@ def speed(records: Sequence[VariantRecord]) -> str:
 
 def states(graph: GraphSpec) -> str:
     """Every input and output of a graph in order, from the one definition of the state."""
-    rows: Rows = [[
+    rows = [[
         f"`{graph.data_input.name}`", f"`{graph.data_output.name}`",
         f"{graph.data_input.dtype} → {graph.data_output.dtype}",
         f"{_shape(graph.data_input.shape)} → {_shape(graph.data_output.shape)}", "",

@@ -74,25 +74,11 @@ def upload(
         client.create_branch(revision)
         remote = client.read(revision)
     title = f"Publish {', '.join(subject.name for subject in subjects)}"
-    commit, sent = _send(client, files, title, remote, revision, as_request, progress)
-    count = _verify(client, subjects, files, commit, progress) if verify else 0
-    return Published(commit, len(sent), sum(file.size for file in sent), count)
-
-
-def _send(
-    client: Client,
-    files: Sequence[LocalFile],
-    title: str,
-    remote: Remote,
-    revision: str | None,
-    as_request: bool,
-    progress: Progress,
-) -> tuple[str, list[LocalFile]]:
-    """Commit what is missing; the revision that holds it all, and what was sent."""
     known: Remote | None = remote
     sent: list[LocalFile] = []
 
-    def attempt() -> str:
+    def send() -> str:
+        """Commit what is missing; the revision that holds it all."""
         nonlocal known, sent
         state = client.read(revision) if known is None else known
         known = None  # after an error the commit may have been made although its answer was lost: look again
@@ -110,7 +96,9 @@ def _send(
         info = client.commit(sent, title, state.head, revision, as_request)
         return str(info.pr_revision or info.oid)
 
-    return retried("send", attempt), sent
+    commit = retried("send", send)
+    count = _verify(client, subjects, files, commit, progress) if verify else 0
+    return Published(commit, len(sent), sum(file.size for file in sent), count)
 
 
 def _verify(
