@@ -16,6 +16,7 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
+from mimi_export.contract.records import plain
 from mimi_export.errors import TransientError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def upload(
             )
     if json:
         unknown = {} if alone is None else {"exists": None}
-        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": _record(published)})
+        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": plain(published)})
     else:
         _show(plan, published)
     if alone is not None:
@@ -147,17 +148,6 @@ def card(
         show_json({"command": "card", "path": str(output), **facts})
     else:
         show_rows(str(output), list(facts.items()))
-
-
-def _record(published: Published | None) -> dict[str, object] | None:
-    if published is None:
-        return None
-    return {
-        "revision": published.revision,
-        "sent": published.sent,
-        "bytes_sent": published.bytes_sent,
-        "verified": published.verified,
-    }
 
 
 def _show(plan: Plan, published: Published | None) -> None:
