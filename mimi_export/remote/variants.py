@@ -66,17 +66,14 @@ class Fetched(NamedTuple):
     commit: str
 
 
-def fetch_variant(
-    place: Place, revision: str = "main", cache_dir: Path | None = None, progress: Advance = no_progress
-) -> Fetched:
-    """Bring a variant into the cache; what is there already is not fetched again.
+def fetch_variant(place: Place, revision: str = "main", progress: Advance = no_progress) -> Fetched:
+    """Bring a variant into the cache (see `cache_root`); what is there already is not fetched again.
 
     Without a connection, or with `$HF_HUB_OFFLINE`, the cache alone is used.
 
     Args:
         place: the repository, and which of its variants.
         revision: branch, tag or commit.
-        cache_dir: the cache; `$MIMI_EXPORT_CACHE` or the user's cache directory by default.
         progress: told the step, and bytes done of all.
 
     Raises:
@@ -84,7 +81,7 @@ def fetch_variant(
         ArtifactError: what is there is no variant of this format.
         OutputError: the cache cannot be written.
     """
-    root = (cache_dir or cache_root()) / "hub"
+    root = cache_root() / "hub"
     home = root / place.repository
     if _COMMIT.fullmatch(revision) and place.variant and (home / revision / place.variant).is_dir():
         return Fetched(home / revision / place.variant, revision)
