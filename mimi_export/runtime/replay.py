@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -105,19 +105,15 @@ def run_clip(graph: GraphSession, clip: Mapping[str, Array]) -> dict[str, Array]
         data = data.astype(np.float32)[None] / np.float32(32768)
     elif data.dtype.kind == "i":
         data = data.astype(np.int64)
+    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
+    data, axis = np.repeat(data[None], rows, axis=0), spec.data_input.time_axis
     state = StreamState(graph, rows)
-    calls = [_checked(state, spec, call) for call in _calls(spec, np.repeat(data[None], rows, axis=0))]
+    pieces = np.split(data, range(size, data.shape[axis], size), axis)
+    calls = [_checked(state, spec, piece) for piece in pieces]
     outputs = zip(spec.data_outputs, zip(*calls, strict=True), strict=True)
     found = {TENSORS[tensor.name]: np.concatenate(parts, tensor.time_axis)[0] for tensor, parts in outputs}
     found |= {"codes": found["codes"].astype(np.int32)} if "codes" in found else {}
     return found | ({"decoded": found["decoded"][0]} if "decoded" in found else {})
-
-
-def _calls(spec: GraphSpec, data: Array) -> Iterator[Array]:
-    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
-    axis = spec.data_input.time_axis
-    for start in range(0, data.shape[axis], size):
-        yield np.ascontiguousarray(data.take(range(start, min(start + size, data.shape[axis])), axis))
 
 
 def _checked(state: StreamState, spec: GraphSpec, call: Array) -> tuple[Array, ...]:
