@@ -54,12 +54,12 @@ class Client:
         """What the repository holds at `revision` (`main` by default); where that does not exist yet, at `main`."""
 
         def ask() -> Remote:
-            has_revision = True
             try:
                 info = self._api.model_info(self.repo_id, revision=revision)
+                has_revision = True
             except RevisionNotFoundError:
-                has_revision = False
                 info = self._api.model_info(self.repo_id)
+                has_revision = False
             except RepositoryNotFoundError as error:
                 if library.status(error) == 401 and get_token() is not None:
                     raise

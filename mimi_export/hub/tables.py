@@ -77,7 +77,7 @@ def quality(records: Sequence[VariantRecord]) -> str:
 def latents(records: Sequence[VariantRecord]) -> str:
     """What graphs give as latents, for each clip and way to call; nothing where none gives any."""
     rows = [
-        [f"`{record.name}`", clip.name, way, *_three(difference, (1, 9))]
+        [f"`{record.name}`", clip.name, way, *_three(difference, 9)]
         for record in records
         for clip in record.clips
         for way, difference in (clip.latent_calls or {}).items()
@@ -88,8 +88,8 @@ def latents(records: Sequence[VariantRecord]) -> str:
 def published(records: Sequence[VariantRecord]) -> str:
     """The row of the public models' own card beside ours: the first seconds, streaming against batch."""
     found = [(record.name, record.published) for record in records if record.published is not None]
-    theirs = ["public models, as their card states", *_three(found[0][1].card_streaming, (1, 4))]
-    ours = [[f"`{name}`", *_three(facts.end_to_end, (1, 7))] for name, facts in found]
+    theirs = ["public models, as their card states", *_three(found[0][1].card_streaming, 4)]
+    ours = [[f"`{name}`", *_three(facts.end_to_end, 7)] for name, facts in found]
     return markdown(("model", "SNR dB", "cosine", "max abs"), [theirs, *ours])
 
 
@@ -114,10 +114,9 @@ def states(graph: GraphSpec) -> str:
     ]]  # fmt: skip
     rows += [["", f"`{tensor.name}`", tensor.dtype, _shape(tensor.shape), ""] for tensor in graph.further]
     for state in graph.states:
-        first = [1, *state.initial_shape(1)[1:]]
         rows.append([
             f"`{state.past.name}`", f"`{state.present.name}`", state.dtype, _shape(state.past_shape),
-            f"zeros {_shape(tuple(first))}",
+            f"zeros {_shape(state.initial_shape(1))}",
         ])  # fmt: skip
     return markdown(("input", "output", "type", "shape", "first call"), rows, 5)
 
@@ -132,8 +131,8 @@ def checks(records: Sequence[VariantRecord]) -> str:
     return markdown(("variant", "measured", "wanted", "found"), rows, 3)
 
 
-def _three(difference: Difference, digits: tuple[int, int]) -> list[str]:
-    return [level(difference.snr_db, digits[0]), level(difference.cosine, digits[1]), level(difference.max_abs, 2, "g")]
+def _three(difference: Difference, digits: int) -> list[str]:
+    return [level(difference.snr_db, 1), level(difference.cosine, digits), level(difference.max_abs, 2, "g")]
 
 
 def _mib(size: int) -> str:
