@@ -16,6 +16,7 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_rows, show_table
 from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Force, Json
+from mimi_export.contract.records import plain
 from mimi_export.errors import TransientError
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def upload(
         from mimi_export.hub.client import Client
         from mimi_export.hub.plan import Remote, local_files, make_plan
         from mimi_export.hub.subjects import read_subjects
-        from mimi_export.hub.upload import read_plan
         from mimi_export.hub.upload import upload as publish
     from mimi_export.remote.http import is_offline
 
@@ -94,7 +94,7 @@ def upload(
         try:
             if is_offline() and not yes:
                 raise TransientError("HF_HUB_OFFLINE is set")
-            plan = read_plan(client, files, revision)
+            plan = make_plan(repo_id, files, client.read(revision))
         except TransientError as error:
             if yes:
                 raise
@@ -113,7 +113,7 @@ def upload(
             )
     if json:
         unknown = {} if alone is None else {"exists": None}
-        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": _record(published)})
+        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": plain(published)})
     else:
         _show(plan, published)
     if alone is not None:
@@ -148,17 +148,6 @@ def card(
         show_json({"command": "card", "path": str(output), **facts})
     else:
         show_rows(str(output), list(facts.items()))
-
-
-def _record(published: Published | None) -> dict[str, object] | None:
-    if published is None:
-        return None
-    return {
-        "revision": published.revision,
-        "sent": published.sent,
-        "bytes_sent": published.bytes_sent,
-        "verified": published.verified,
-    }
 
 
 def _show(plan: Plan, published: Published | None) -> None:

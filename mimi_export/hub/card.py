@@ -25,7 +25,6 @@ from mimi_export.hub.subjects import Subject
 
 KYUTAI = "kyutai/mimi"
 LICENSES = {KYUTAI: "cc-by-4.0", DEMO: "cc-by-sa-3.0"}
-ANY_REPO = "USER/NAME"
 TAGS = ("onnx", "onnxruntime", "mimi", "audio", "speech", "codec", "neural-audio-codec", "streaming")
 MIMI_FRAME = (24_000, 1920)  # Hz and samples of a frame, which the programs without this package take for granted
 
@@ -49,7 +48,7 @@ def model_card(subjects: Sequence[Subject], repo_id: str | None = None, base_mod
             f"the directories come from different models ({', '.join(models)}); publish them separately"
         )
     base = base_model or (models[0] if "/" in models[0] else None)
-    return "\n\n".join(_parts(subjects, repo_id or ANY_REPO, base, models[0])) + "\n"
+    return "\n\n".join(_parts(subjects, repo_id or "USER/NAME", base, models[0])) + "\n"
 
 
 def front_matter(base_model: str | None, whole_clips: bool, license_id: str | None) -> str:
@@ -74,10 +73,9 @@ def report_text(subjects: Sequence[Subject]) -> str:
 
 
 def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model: str) -> Iterator[str]:
-    variants = [subject for subject in subjects if subject.manifest is not None]
     manifests = [subject.manifest for subject in subjects if subject.manifest is not None]
-    whole = next((subject for subject in subjects if subject.batch is not None), None)
-    records = [record for subject in variants for record in subject.reports]
+    whole = next(((subject.batch, subject.reports) for subject in subjects if subject.batch is not None), None)
+    records = [record for subject in subjects if subject.manifest is not None for record in subject.reports]
     yield front_matter(base, whole is not None, LICENSES.get(base or model))
     yield "# Mimi as streaming ONNX models"
     if model.startswith("synthetic"):
@@ -87,20 +85,29 @@ def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model
     origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{model}`"
     yield _prose("lead", origin=origin, version=__version__)
     if manifests:
-        yield _stream(manifests[0])
-        yield _prose("variants", table=tables.variants(variants), choice="\n".join(_choice(manifests)))
+        geometry = manifests[0].geometry
+        yield _prose(
+            "stream",
+            kilohertz=f"{geometry.sampling_rate / 1000:g}",
+            frame_size=geometry.frame_size,
+            milliseconds=f"{1000 / geometry.frame_rate:g}",
+            frame_rate=f"{geometry.frame_rate:g}",
+            bits=geometry.bits_per_code,
+        )
+        yield _prose("variants", table=tables.variants(manifests), choice="\n".join(_choice(manifests)))
         yield from _use(manifests, repository)
-    if whole is not None and whole.batch is not None:
+    if whole is not None:
+        batch, reports = whole
         yield _prose(
             "whole_clips",
-            table=tables.whole_clips(whole),
-            num_codebooks=whole.batch.num_codebooks,
-            seconds=" and ".join(f"{clip.seconds:g} s" for clip in whole.reports[0].clips),
+            table=tables.whole_clips(batch, reports),
+            num_codebooks=batch.num_codebooks,
+            seconds=" and ".join(f"{clip.seconds:g} s" for clip in reports[0].clips),
             repository=repository,
-            dtype=next(iter(whole.batch.dtypes)),
+            dtype=next(iter(batch.dtypes)),
         )
     yield from _quality(records)
-    yield _prose("checks", table=tables.checks([*records, *(whole.reports if whole is not None else ())]))
+    yield _prose("checks", table=tables.checks([*records, *(whole[1] if whole is not None else ())]))
     timed = [record for record in records if record.timing is not None]
     if timed:
         yield _prose("speed", table=tables.speed(timed), tools=_versions(timed[0].tools))
@@ -109,18 +116,6 @@ def _parts(subjects: Sequence[Subject], repository: str, base: str | None, model
         yield _prose("contract")
         yield from _states(manifests)
     yield from _attribution(base, subjects)
-
-
-def _stream(manifest: Manifest) -> str:
-    geometry = manifest.geometry
-    return _prose(
-        "stream",
-        kilohertz=f"{geometry.sampling_rate / 1000:g}",
-        frame_size=geometry.frame_size,
-        milliseconds=f"{1000 / geometry.frame_rate:g}",
-        frame_rate=f"{geometry.frame_rate:g}",
-        bits=geometry.bits_per_code,
-    )
 
 
 def _choice(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -195,17 +190,11 @@ def _states(manifests: Sequence[Manifest]) -> Iterator[str]:
         shape = manifest.shape
         contracts.setdefault((shape.layout, shape.frames_per_call, shape.head, shape.start), manifest)
     for manifest in contracts.values():
-        frames = manifest.shape.frames_per_call
+        layout, frames, count = manifest.shape.layout, manifest.shape.frames_per_call, manifest.shape.num_codebooks
         calls = "any number of frames" if frames is None else f"{frames} frame(s)"
         for kind, spec in manifest.specs.items():
-            yield _prose(
-                "states",
-                kind=kind,
-                layout=manifest.shape.layout,
-                calls=calls,
-                num_codebooks=manifest.shape.num_codebooks,
-                table=tables.states(spec),
-            )
+            table = tables.states(spec)
+            yield _prose("states", kind=kind, layout=layout, calls=calls, num_codebooks=count, table=table)
 
 
 def _attribution(base: str | None, subjects: Sequence[Subject]) -> Iterator[str]:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, constants, get_token
 from huggingface_hub.errors import (
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -39,10 +38,9 @@ class Client:
     def __init__(self, repo_id: str) -> None:
         try:
             validate_repo_id(repo_id)
-        except HFValidationError as error:
+            _user, _name = repo_id.split("/")
+        except ValueError as error:  # `HFValidationError` is one, too
             raise ConfigError(f"--repo-id {repo_id!r}: expected USER/NAME, such as me/mimi-onnx") from error
-        if repo_id.count("/") != 1:
-            raise ConfigError(f"--repo-id {repo_id!r}: expected USER/NAME, such as me/mimi-onnx")
         self.repo_id = repo_id
         self._api = HfApi(library_name="mimi-export")
 
@@ -125,26 +123,18 @@ class Client:
 
     def download(self, name: str, revision: str, folder: Path) -> Path:
         """Fetch one file below `folder`, past every cache."""
-
-        def fetch() -> Path:
-            path = self._api.hf_hub_download(
-                self.repo_id,
-                name,
-                revision=revision,
-                local_dir=folder,
-                cache_dir=folder / ".cache" / "hub",
-                force_download=True,
-            )
-            return Path(path)
-
-        return self._retried(f"download {name}", fetch)
+        cache = folder / ".cache" / "hub"
+        return self._retried(
+            f"download {name}",
+            lambda: Path(
+                self._api.hf_hub_download(
+                    self.repo_id, name, revision=revision, local_dir=folder, cache_dir=cache, force_download=True
+                )
+            ),
+        )
 
     def _retried(self, what: str, ask: Callable[[], T]) -> T:
-        return retried(what, lambda: self._guarded(what, ask))
-
-    def _guarded(self, what: str, ask: Callable[[], T]) -> T:
-        with self._errors(what):
-            return ask()
+        return retried(what, self._errors(what)(ask))
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -174,11 +164,11 @@ class Client:
             return HubError(f"HF_HUB_OFFLINE is set; unset it to {what}")
         if isinstance(error, (library.TRANSPORT_ERROR, ConnectionError, LocalEntryNotFoundError)):
             return TransientError(
-                f"the connection to {library.endpoint()} failed, tried to {what} ({text}); "
+                f"the connection to {constants.ENDPOINT} failed, tried to {what} ({text}); "
                 "run the command again, what has arrived is not sent twice"
             )
         if isinstance(error, library.MALFORMED) and not isinstance(error, OSError):
             return HubError(
-                f"the Hub gave an answer that it should not, tried to {what} ({text}); is {library.endpoint()} a Hub?"
+                f"the Hub gave an answer that it should not, tried to {what} ({text}); is {constants.ENDPOINT} a Hub?"
             )
         return HubError(f"could not {what}: {text}")

@@ -39,14 +39,8 @@ class LocalFile:
 
     def git_sha1(self) -> str:
         """The name that git gives to this content: SHA-1 over a header with the size, and the content."""
-        digest = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-        if self.path is None:
-            digest.update(self.content)
-        else:
-            with self.path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        content = self.path.read_bytes() if self.path is not None else self.content
+        return hashlib.sha1(f"blob {self.size}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def read_subjects(
     subjects: list[Subject] = []
     for directory in map(Path, directories):
         is_batch = (directory / BATCH_MANIFEST).is_file()
-        places = [*(reports or _usual(directory)), *([directory / BATCH_REPORT] if is_batch else [])]
+        usual = [path for path in (directory / place for place in REPORT_PLACES) if path.is_file()]
+        places = [*(reports or usual), *([directory / BATCH_REPORT] if is_batch else [])]
         records = [record for path in places for record in read_report(path).variants]
         subject = _batch_subject(directory, records) if is_batch else _variant_subject(directory, records)
         for other in subjects:
@@ -93,10 +94,6 @@ def read_subjects(
     if not subjects:
         raise ArtifactError("nothing to publish; name at least one variant directory")
     return subjects
-
-
-def _usual(directory: Path) -> list[Path]:
-    return [path for path in (directory / place for place in REPORT_PLACES) if path.is_file()]
 
 
 def _variant_subject(directory: Path, records: Sequence[VariantRecord]) -> Subject:
@@ -114,10 +111,8 @@ def _variant_subject(directory: Path, records: Sequence[VariantRecord]) -> Subje
 
 def _batch_subject(directory: Path, records: Sequence[VariantRecord]) -> Subject:
     manifest = load_batch(directory, verify_hashes=True)
-    vouching = []
-    for graphs in manifest.dtypes.values():
-        wanted = {name: manifest.files[name] for name in graphs.values()}
-        vouching.append(_vouching(directory, wanted, records))
+    wanted = [{name: manifest.files[name] for name in graphs.values()} for graphs in manifest.dtypes.values()]
+    vouching = [_vouching(directory, entries, records) for entries in wanted]
     files = {**manifest.files, BATCH_MANIFEST: FileEntry.of(directory / BATCH_MANIFEST)}
     return Subject(directory, manifest, "", files, vouching)
 
@@ -125,8 +120,7 @@ def _batch_subject(directory: Path, records: Sequence[VariantRecord]) -> Subject
 def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence[VariantRecord]) -> VariantRecord:
     """The passing record of exactly these files."""
     how = f"run `mimi-export parity {directory} --report {directory.parent / 'report'}`"
-    nearest: list[str] | None = None
-    failing: VariantRecord | None = None
+    nearest, failing = list(files), None  # the least names that differ, and what has not passed
     for record in records:
         hashes = {name: entry.sha256 for name, entry in record.files.items()}
         differ = [name for name, entry in files.items() if hashes.get(name) != entry.sha256]
@@ -134,14 +128,13 @@ def _vouching(directory: Path, files: Mapping[str, FileEntry], records: Sequence
             return record
         if not differ:
             failing = record
-        elif nearest is None or len(differ) < len(nearest):
-            nearest = differ
+        nearest = min(nearest, differ, key=len)
     if failing is not None:
         missed = [check.line for check in failing.checks if not check.passed]
         raise ParityError(
             f"{directory} did not pass parity, so it is not published: {'; '.join(missed) or 'see report'}"
         )
-    if nearest is not None and len(nearest) < len(files):
+    if len(nearest) < len(files):
         raise MeasurementError(
             f"{directory} has a parity report, but for other files: {', '.join(nearest)} changed since then; {how}"
         )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mimi_export.contract.manifest import BatchManifest, Manifest
 from mimi_export.contract.report import Difference, FrameTime, Level, VariantRecord
 from mimi_export.contract.spec import GRAPH_KINDS, Dim, GraphSpec
-from mimi_export.hub.subjects import Subject
-
-Rows = list[list[str]]
 
 MIB = 2**20
 
@@ -20,57 +18,47 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def level(value: Level, digits: int) -> str:
+def level(value: Level, digits: int, form: str = "f") -> str:
     """A number of a report: its words `exact` and `lost` stay, `null` is a dash."""
     if value is None:
         return "–"
-    return value if isinstance(value, str) else f"{value:.{digits}f}"
+    return value if isinstance(value, str) else f"{value:.{digits}{form}}"
 
 
-def small(value: Level) -> str:
-    """A number near zero, with two significant digits."""
-    return level(value, 2) if value is None or isinstance(value, str) else f"{value:.2g}"
-
-
-def variants(subjects: Sequence[Subject]) -> str:
+def variants(manifests: Sequence[Manifest]) -> str:
     """What there is: sizes, bitrates, layouts."""
-    rows: Rows = []
-    for subject in subjects:
-        if subject.manifest is None:
-            continue
-        manifest = subject.manifest
+    rows = []
+    for manifest in manifests:
         sizes = [_mib(manifest.files[spec.file_name].bytes) for spec in manifest.specs.values()]
         calls = "any" if manifest.shape.frames_per_call is None else str(manifest.shape.frames_per_call)
         count = manifest.shape.num_codebooks
         rate = f"{manifest.geometry.bitrate(count) / 1000:g} kbit/s" if count else "–"
         gives = [str(count)] * bool(count) + ["latents"] * (manifest.shape.head != "codes")
         rows.append([
-            f"[`{manifest.name}`](./{subject.prefix.rstrip('/')})", " and ".join(gives), rate,
+            f"[`{manifest.name}`](./{manifest.name})", " and ".join(gives), rate,
             manifest.precision, manifest.shape.layout, calls, *[*sizes, "–"][:2],
         ])  # fmt: skip
     columns = ("variant", "codebooks", "bitrate", "precision", "layout", "frames a call", "encoder MiB", "decoder MiB")
     return markdown(columns, rows)
 
 
-def whole_clips(subject: Subject) -> str:
+def whole_clips(batch: BatchManifest, records: Sequence[VariantRecord]) -> str:
     """The files for whole clips, by data type."""
-    rows: Rows = []
-    if subject.batch is not None:
-        for record in subject.reports:
-            graphs = subject.batch.dtypes[record.precision]
-            sizes = [_mib(subject.batch.files[graphs[kind]].bytes) for kind in GRAPH_KINDS]
-            clip = record.clips[0]
-            rows.append([
-                f"`{record.precision}`", *(f"`{graphs[kind]}`" for kind in GRAPH_KINDS), *sizes,
-                level(record.codes.equal_percent, 2), level(clip.decoder.snr_db, 1),
-            ])  # fmt: skip
+    rows = []
+    for record in records:
+        names = [batch.dtypes[record.precision][kind] for kind in GRAPH_KINDS]
+        sizes = [_mib(batch.files[name].bytes) for name in names]
+        rows.append([
+            f"`{record.precision}`", *(f"`{name}`" for name in names), *sizes,
+            level(record.codes.equal_percent, 2), level(record.clips[0].decoder.snr_db, 1),
+        ])  # fmt: skip
     columns = ("`dtype`", "encoder", "decoder", "encoder MiB", "decoder MiB", "equal codes %", "decoder SNR dB")
     return markdown(columns, rows, 3)
 
 
 def quality(records: Sequence[VariantRecord]) -> str:
     """Agreement with batch PyTorch: codes of everything measured, levels of the first clip."""
-    rows: Rows = []
+    rows = []
     for record in records:
         codes, clip = record.codes, record.clips[0]
         counts = [str(count) if codes.total else "–" for count in (codes.differ, codes.ties)]
@@ -88,8 +76,8 @@ def quality(records: Sequence[VariantRecord]) -> str:
 
 def latents(records: Sequence[VariantRecord]) -> str:
     """What graphs give as latents, for each clip and way to call; nothing where none gives any."""
-    rows: Rows = [
-        [f"`{record.name}`", clip.name, way, *_three(difference, (1, 9))]
+    rows = [
+        [f"`{record.name}`", clip.name, way, *_three(difference, 9)]
         for record in records
         for clip in record.clips
         for way, difference in (clip.latent_calls or {}).items()
@@ -99,43 +87,36 @@ def latents(records: Sequence[VariantRecord]) -> str:
 
 def published(records: Sequence[VariantRecord]) -> str:
     """The row of the public models' own card beside ours: the first seconds, streaming against batch."""
-    rows: Rows = []
-    for record in records:
-        if record.published is None:
-            continue
-        if not rows:
-            rows.append(["public models, as their card states", *_three(record.published.card_streaming, (1, 4))])
-        rows.append([f"`{record.name}`", *_three(record.published.end_to_end, (1, 7))])
-    return markdown(("model", "SNR dB", "cosine", "max abs"), rows)
+    found = [(record.name, record.published) for record in records if record.published is not None]
+    theirs = ["public models, as their card states", *_three(found[0][1].card_streaming, 4)]
+    ours = [[f"`{name}`", *_three(facts.end_to_end, 7)] for name, facts in found]
+    return markdown(("model", "SNR dB", "cosine", "max abs"), [theirs, *ours])
 
 
 def speed(records: Sequence[VariantRecord]) -> str:
     """Milliseconds a frame, one stream, as measured while checking parity."""
-    rows: Rows = []
+    rows = []
     for record in records:
         if record.timing is not None:
             times = (record.timing.encoder, record.timing.decoder or FrameTime(None, None))
             values = [level(value, 1) for time in times for value in (time.median_ms, time.p95_ms)]
             rows.append([f"`{record.name}`", *values, level(record.timing.real_time_factor, 2)])
-    columns = (
-        "variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor",
-    )  # fmt: skip
+    columns = ("variant", "encoder ms", "encoder p95 ms", "decoder ms", "decoder p95 ms", "real-time factor")
     return markdown(columns, rows)
 
 
 def states(graph: GraphSpec) -> str:
     """Every input and output of a graph in order, from the one definition of the state."""
-    rows: Rows = [[
+    rows = [[
         f"`{graph.data_input.name}`", f"`{graph.data_output.name}`",
         f"{graph.data_input.dtype} → {graph.data_output.dtype}",
         f"{_shape(graph.data_input.shape)} → {_shape(graph.data_output.shape)}", "",
     ]]  # fmt: skip
     rows += [["", f"`{tensor.name}`", tensor.dtype, _shape(tensor.shape), ""] for tensor in graph.further]
     for state in graph.states:
-        first = [1, *state.initial_shape(1)[1:]]
         rows.append([
             f"`{state.past.name}`", f"`{state.present.name}`", state.dtype, _shape(state.past_shape),
-            f"zeros {_shape(tuple(first))}",
+            f"zeros {_shape(state.initial_shape(1))}",
         ])  # fmt: skip
     return markdown(("input", "output", "type", "shape", "first call"), rows, 5)
 
@@ -150,8 +131,8 @@ def checks(records: Sequence[VariantRecord]) -> str:
     return markdown(("variant", "measured", "wanted", "found"), rows, 3)
 
 
-def _three(difference: Difference, digits: tuple[int, int]) -> list[str]:
-    return [level(difference.snr_db, digits[0]), level(difference.cosine, digits[1]), small(difference.max_abs)]
+def _three(difference: Difference, digits: int) -> list[str]:
+    return [level(difference.snr_db, 1), level(difference.cosine, digits), level(difference.max_abs, 2, "g")]
 
 
 def _mib(size: int) -> str:

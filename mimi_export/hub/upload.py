@@ -15,7 +15,7 @@ from mimi_export.contract.files import scratch_directory, sha256
 from mimi_export.contract.progress import Progress
 from mimi_export.errors import HubError
 from mimi_export.hub.client import Client
-from mimi_export.hub.plan import LocalFile, Plan, Remote, make_plan
+from mimi_export.hub.plan import LocalFile, Remote, make_plan
 from mimi_export.hub.subjects import Subject
 from mimi_export.remote.retry import retried
 from mimi_export.runtime.golden import verify_batch, verify_variant
@@ -25,10 +25,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Published:
-    """What was done: the commit and where to see it; `sent` files, 0 where the Hub had everything."""
+    """What was done: the commit, `sent` files, 0 where the Hub had everything, and those `verified`."""
 
     revision: str
-    url: str
     sent: int
     bytes_sent: int
     verified: int
@@ -74,27 +73,12 @@ def upload(
     if revision is not None and not remote.has_revision and not as_request:
         client.create_branch(revision)
         remote = client.read(revision)
-    title = _title(subjects)
-    commit, sent = _send(client, files, title, remote, revision, as_request, progress)
-    size = sum(file.size for file in sent)
-    count = _verify(client, subjects, files, commit, progress) if verify else 0
-    return Published(commit, f"{client.repo_id}@{commit}", len(sent), size, count)
-
-
-def _send(
-    client: Client,
-    files: Sequence[LocalFile],
-    title: str,
-    remote: Remote,
-    revision: str | None,
-    as_request: bool,
-    progress: Progress,
-) -> tuple[str, list[LocalFile]]:
-    """Commit what is missing; the revision that holds it all, and what was sent."""
+    title = f"Publish {', '.join(subject.name for subject in subjects)}"
     known: Remote | None = remote
     sent: list[LocalFile] = []
 
-    def attempt() -> str:
+    def send() -> str:
+        """Commit what is missing; the revision that holds it all."""
         nonlocal known, sent
         state = client.read(revision) if known is None else known
         known = None  # after an error the commit may have been made although its answer was lost: look again
@@ -112,7 +96,9 @@ def _send(
         info = client.commit(sent, title, state.head, revision, as_request)
         return str(info.pr_revision or info.oid)
 
-    return retried("send", attempt), sent
+    commit = retried("send", send)
+    count = _verify(client, subjects, files, commit, progress) if verify else 0
+    return Published(commit, len(sent), sum(file.size for file in sent), count)
 
 
 def _verify(
@@ -137,12 +123,3 @@ def _verify(
             else:
                 verify_variant(folder / subject.prefix)
     return len(files)
-
-
-def read_plan(client: Client, files: Sequence[LocalFile], revision: str | None) -> Plan:
-    """What `upload` would do."""
-    return make_plan(client.repo_id, files, client.read(revision))
-
-
-def _title(subjects: Sequence[Subject]) -> str:
-    return f"Publish {', '.join(subject.name for subject in subjects)}"

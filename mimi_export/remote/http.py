@@ -82,22 +82,27 @@ def get(path: str, what: str, start: int = 0) -> Iterator[http.client.HTTPRespon
         ) from None
 
 
-def get_json(path: str, what: str) -> Any:
-    """The JSON at `path`; tried again where that may help.
+def read(path: str, what: str, most: int) -> bytes:
+    """The content at `path`; tried again where that may help.
 
     Raises:
-        HubError: as `get` does, more than `MOST_JSON` bytes, or no JSON.
+        HubError: as `get` does, or more than `most` bytes.
     """
 
     def ask() -> bytes:
         with get(path, what) as response:
-            return response.read(MOST_JSON + 1)
+            return response.read(most + 1)
 
     content = retried(what, ask)
+    if len(content) > most:
+        raise odd_answer(what, f"it is longer than {most} bytes")
+    return content
+
+
+def get_json(path: str, what: str) -> Any:
+    """The JSON at `path`; errors as for `read`, and for what is no JSON."""
     try:
-        if len(content) > MOST_JSON:
-            raise ValueError("it has no end")
-        return json.loads(content)
+        return json.loads(read(path, what, MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise odd_answer(what, str(error)) from None
 

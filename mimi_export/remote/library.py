@@ -7,13 +7,13 @@ as long as a server asks. Inside `limited` the token goes to the Hub's own host 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import huggingface_hub
 from huggingface_hub import constants, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http
@@ -41,10 +41,31 @@ def limited() -> Iterator[None]:
     """
     factory = _http._GLOBAL_CLIENT_FACTORY  # noqa: SLF001 - one that a caller has set stays in use
     verbosity, disabled = hub_logging.get_verbosity(), are_progress_bars_disabled()
-    limits = _Limits()
+    home, numbers = _origin(constants.ENDPOINT), itertools.count(1)
+
+    def before(request: Any) -> None:
+        if next(numbers) > MOST_REQUESTS:
+            raise HubError(
+                f"the Hub's answer has no end: {MOST_REQUESTS} requests and still more pages; report it there"
+            )
+        if _origin(str(request.url)) != home and "authorization" in request.headers:
+            del request.headers["authorization"]
+
+    def after(response: Any) -> None:
+        headers = response.headers
+        refuse_long_pause(response.status_code, headers.get("retry-after", ""), headers.get("ratelimit", ""))
+
+    def client() -> Any:
+        """One with these hooks; redirects pass through them, too."""
+        made = factory()
+        hooks = made.event_hooks
+        made.event_hooks = {"request": [*hooks["request"], before], "response": [*hooks["response"], after]}
+        made.timeout = SILENCE_SECONDS
+        return made
+
     hub_logging.set_verbosity(logging.CRITICAL)
     disable_progress_bars()
-    set_client_factory(lambda: limits.applied(factory()))
+    set_client_factory(client)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,36 +77,6 @@ def limited() -> Iterator[None]:
             enable_progress_bars()
 
 
-class _Limits:
-    """Hooks for one client of the library; redirects pass through them, too."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.home = _origin(constants.ENDPOINT)
-
-    def applied(self, client: Any) -> Any:
-        hooks = client.event_hooks
-        client.event_hooks = {
-            "request": [*hooks["request"], self.before],
-            "response": [*hooks["response"], self.after],
-        }
-        client.timeout = SILENCE_SECONDS
-        return client
-
-    def before(self, request: Any) -> None:
-        self.requests += 1
-        if self.requests > MOST_REQUESTS:
-            raise HubError(
-                f"the Hub's answer has no end: {MOST_REQUESTS} requests and still more pages; report it there"
-            )
-        if _origin(str(request.url)) != self.home and "authorization" in request.headers:
-            del request.headers["authorization"]
-
-    def after(self, response: Any) -> None:
-        headers = response.headers
-        refuse_long_pause(response.status_code, headers.get("retry-after", ""), headers.get("ratelimit", ""))
-
-
 def status(error: BaseException) -> int | None:
     """The HTTP status of an error of the library, `None` where it has none."""
     return getattr(getattr(error, "response", None), "status_code", None)
@@ -95,11 +86,6 @@ def reason(error: BaseException) -> str:
     """What the server said, or the error's own first line."""
     text = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
     return first_line(str(text), get_token())
-
-
-def endpoint() -> str:
-    """Where the Hub is."""
-    return str(huggingface_hub.constants.ENDPOINT)
 
 
 def _origin(address: str) -> tuple[str, str | None, int | None]:

@@ -66,17 +66,14 @@ class Fetched(NamedTuple):
     commit: str
 
 
-def fetch_variant(
-    place: Place, revision: str = "main", cache_dir: Path | None = None, progress: Advance = no_progress
-) -> Fetched:
-    """Bring a variant into the cache; what is there already is not fetched again.
+def fetch_variant(place: Place, revision: str = "main", progress: Advance = no_progress) -> Fetched:
+    """Bring a variant into the cache (see `cache_root`); what is there already is not fetched again.
 
     Without a connection, or with `$HF_HUB_OFFLINE`, the cache alone is used.
 
     Args:
         place: the repository, and which of its variants.
         revision: branch, tag or commit.
-        cache_dir: the cache; `$MIMI_EXPORT_CACHE` or the user's cache directory by default.
         progress: told the step, and bytes done of all.
 
     Raises:
@@ -84,20 +81,24 @@ def fetch_variant(
         ArtifactError: what is there is no variant of this format.
         OutputError: the cache cannot be written.
     """
-    root = (cache_dir or cache_root()) / "hub"
+    root = cache_root() / "hub"
     home = root / place.repository
     if _COMMIT.fullmatch(revision) and place.variant and (home / revision / place.variant).is_dir():
         return Fetched(home / revision / place.variant, revision)
+    reference = home / "refs" / quote(revision, safe="")
     try:
         commit, names = _ask(place.repository, revision)
     except TransientError as error:
-        return _cached(home, place, revision, str(error))
+        known = reference.read_text("ascii") if reference.is_file() else revision
+        return _cached(home, place, known, str(error))
     variant = _chosen(place, [name.rpartition("/")[0] for name in names if name.count("/") == 1])
     target = home / commit / variant
     if not target.is_dir():
         with atomic_directory(target, force=True) as directory:
             _fetch(f"/{place.repository}/resolve/{commit}/{quote(variant)}", directory, root / "parts", progress)
-    _remember(home / "refs" / quote(revision, safe=""), commit)
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(reference, force=True) as temporary:
+        temporary.write_text(commit, "ascii")
     return Fetched(target, commit)
 
 
@@ -130,10 +131,8 @@ def _chosen(place: Place, found: list[str]) -> str:
     raise HubError(f"{place.repository} has no variant {place.variant}; it holds {listed}")
 
 
-def _cached(home: Path, place: Place, revision: str, reason: str) -> Fetched:
-    """What an earlier run left for this revision."""
-    reference = home / "refs" / quote(revision, safe="")
-    commit = reference.read_text("ascii") if reference.is_file() else revision
+def _cached(home: Path, place: Place, commit: str, reason: str) -> Fetched:
+    """What an earlier run left of this commit."""
     there = [path for path in (home / commit).glob("*") if not path.name.startswith(".")]
     for path in there:
         if path.name == place.variant or (place.variant is None and len(there) == 1):
@@ -143,31 +142,27 @@ def _cached(home: Path, place: Place, revision: str, reason: str) -> Fetched:
 
 def _fetch(address: str, directory: Path, parts: Path, progress: Advance) -> None:
     """Fetch the manifest, then every file that it names, into `directory`."""
-    (directory / MANIFEST_NAME).write_bytes(retried("read the manifest", partial(_manifest, address)))
+    what = f"download {MANIFEST_NAME}"
+    (directory / MANIFEST_NAME).write_bytes(http.read(f"{address}/{MANIFEST_NAME}", what, MOST_MANIFEST))
     files = read_manifest(directory).files
     strange = [name for name, entry in files.items() if not _SHA256.fullmatch(entry.sha256)]
     if strange:
         raise HubError(f"the {MANIFEST_NAME} on the Hub has no SHA-256 for {', '.join(strange)}")
     total, done = sum(entry.bytes for entry in files.values()), 0
+
+    def report(size: int) -> None:
+        progress(f"downloading {name}", done + size, total)
+
     with ExitStack() as stack:
         parts_of = {}
         for name, entry in files.items():
             parts_of[name] = part = stack.enter_context(_part(parts, entry.sha256))
-            report = partial(_report, progress, f"downloading {name}", done, total)
             retried(f"download {name}", partial(_go_on, f"{address}/{quote(name)}", name, entry, part, report))
             done += entry.bytes
         for name, part in parts_of.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             part.replace(directory / name)
     load_artifact(directory)
-
-
-def _manifest(address: str) -> bytes:
-    with http.get(f"{address}/{MANIFEST_NAME}", f"download {MANIFEST_NAME}") as response:
-        content = response.read(MOST_MANIFEST + 1)
-    if len(content) > MOST_MANIFEST:
-        raise HubError(f"the {MANIFEST_NAME} on the Hub is longer than {MOST_MANIFEST} bytes")
-    return content
 
 
 @contextmanager
@@ -192,11 +187,9 @@ def _part(parts: Path, name: str) -> Iterator[Path]:
 
 def _go_on(address: str, name: str, entry: FileEntry, part: Path, report: Callable[[int], None]) -> None:
     """Fetch what `part` lacks of a file, and check the whole."""
-    start = part.stat().st_size
-    if start > entry.bytes:
-        part.write_bytes(b"")
-        start = 0
-    if start < entry.bytes:
+    there = part.stat().st_size
+    start = there if there < entry.bytes else 0
+    if there != entry.bytes:
         with http.get(address, f"download {name}", start) as response:
             if response.status != 206:
                 start = 0
@@ -216,13 +209,3 @@ def _go_on(address: str, name: str, entry: FileEntry, part: Path, report: Callab
             f"the Hub gave another {name} than its manifest says: its SHA-256 begins {found[:12]}, expected "
             f"{entry.sha256[:12]}; try again, and if that repeats tell those who published it"
         )
-
-
-def _report(progress: Advance, step: str, before: int, total: int, size: int) -> None:
-    progress(step, before + size, total)
-
-
-def _remember(reference: Path, commit: str) -> None:
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(reference, force=True) as temporary:
-        temporary.write_text(commit, "ascii")

@@ -42,12 +42,8 @@ def refusal(status: int, what: str, text: str = "") -> HubError:
     return HubError(f"the Hub refused ({status}), tried to {what}: {text}")
 
 
-def refuse_long_pause(status: int, retry_after: str, rate_limit: str) -> int:
-    """Seconds that a server asks to wait, from the headers of those names; `HubError` where they are too many."""
-    if status not in (429, 503):
-        return 0
-    found = (*_PAUSES.findall(retry_after), *_PAUSES.findall(rate_limit))
-    pause = max(map(int, found), default=0)
-    if pause > LONGEST_PAUSE:
+def refuse_long_pause(status: int, retry_after: str, rate_limit: str) -> None:
+    """`HubError` where a server asks to wait too many seconds, in the headers of those names."""
+    pause = max(map(int, _PAUSES.findall(retry_after) + _PAUSES.findall(rate_limit)), default=0)
+    if status in (429, 503) and pause > LONGEST_PAUSE:
         raise HubError(f"the Hub asks to wait {pause} s ({status}); run the command again after that")
-    return pause

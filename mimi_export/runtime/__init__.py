@@ -16,25 +16,19 @@ One session serves any number of streams; a stream is a few buffers and the past
 """
 
 from mimi_export.runtime.codec import Codec, Decoder, Encoder, load
-from mimi_export.runtime.latents import LatentFlush, LatentStream
 from mimi_export.runtime.pool import PoolOutput, PoolStream, StreamPool
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.stream import DecoderStream, Encoded, EncoderStream, Flush, Snapshot
+from mimi_export.runtime.stream import (
+    DecoderStream,
+    Encoded,
+    EncoderStream,
+    Flush,
+    LatentFlush,
+    LatentStream,
+    Snapshot,
+)
 
 __all__ = [
-    "Codec",
-    "Decoder",
-    "DecoderStream",
-    "Encoded",
-    "Encoder",
-    "EncoderStream",
-    "Flush",
-    "GraphSession",
-    "LatentFlush",
-    "LatentStream",
-    "PoolOutput",
-    "PoolStream",
-    "Snapshot",
-    "StreamPool",
-    "load",
-]
+    "Codec", "Decoder", "DecoderStream", "Encoded", "Encoder", "EncoderStream", "Flush", "GraphSession", "LatentFlush",
+    "LatentStream", "PoolOutput", "PoolStream", "Snapshot", "StreamPool", "load",
+]  # fmt: skip

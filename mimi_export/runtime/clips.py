@@ -19,7 +19,7 @@ from mimi_export.errors import MimiExportError, StreamError
 from mimi_export.runtime.codec import Encoder
 from mimi_export.runtime.pool import PoolStream, StreamPool
 from mimi_export.runtime.state import Array
-from mimi_export.runtime.stream import SampleStream
+from mimi_export.runtime.stream import Encoded, SampleStream
 
 Key = TypeVar("Key")
 FRAMES_IN_A_CALL = 16  # more share the reading of weights among more, and lose as much in the caches
@@ -123,20 +123,18 @@ class ClipEncoder:
     def _alone(self, clip: Clip[Key]) -> EncodedClip[Key]:
         """One clip through a window."""
         stream = SampleStream(self._encoder.graph, self._encoder.geometry)
-        outputs: list[tuple[Array, ...]] = []
-
-        def keep(encoded: tuple[Array, Array]) -> None:
-            outputs.append(tuple(encoded[("codes", "latents").index(head)][0] for head in self._heads))
-
+        encoded: list[Encoded] = []
+        error: MimiExportError | None = None
         try:
             for block in clip.blocks:
                 began = time.perf_counter()
-                keep(stream.encode(block))
+                encoded.append(stream.encode(block))
                 self.seconds += time.perf_counter() - began
-            keep(stream.finish()[0])
-        except MimiExportError as error:
-            return self._finished(clip, stream.num_samples, outputs, error)
-        return self._finished(clip, stream.num_samples, outputs, None)
+            encoded.append(stream.finish()[0])
+        except MimiExportError as caught:
+            error = caught
+        outputs = [tuple(getattr(call, head)[0] for head in self._heads) for call in encoded]
+        return self._finished(clip, stream.num_samples, outputs, error)
 
     def _finished(
         self, clip: Clip[Key], samples: int, outputs: list[tuple[Array, ...]], error: MimiExportError | None

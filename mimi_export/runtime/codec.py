@@ -12,9 +12,8 @@ from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.spec import GraphKind, GraphSpec
 from mimi_export.errors import ConfigError
 from mimi_export.runtime.first_use import open_checked
-from mimi_export.runtime.latents import LatentStream
 from mimi_export.runtime.session import CPU, GraphSession
-from mimi_export.runtime.stream import DecoderStream, EncoderStream
+from mimi_export.runtime.stream import DecoderStream, EncoderStream, LatentStream
 
 
 class _Half:
@@ -151,5 +150,4 @@ def load(
 
         directory = fetch_variant(Place.of(str(directory), variant), revision).path
     artifact = load_artifact(directory, verify_hashes)
-    settings = {"threads": threads, "huge_pages": huge_pages, "prepared": prepared}
-    return Codec(artifact, checked=True, providers=providers, **settings)
+    return Codec(artifact, checked=True, providers=providers, threads=threads, huge_pages=huge_pages, prepared=prepared)

@@ -60,7 +60,6 @@ class FeatureExtractor:
         self._front = np.zeros((rows, silence), np.float32)
         self._stream = codec.encoder.latents(rows)
         self._frames = LinearResampler(model.frame_rate, self.frame_rate, axis=1)
-        self._began = False
         self._samples = 0  # at `self.rates[0]`
 
     def push(self, samples: npt.ArrayLike) -> Latents:
@@ -71,7 +70,10 @@ class FeatureExtractor:
         """
         audio = check_audio(samples, self._stream.batch)[:, 0, self._overlap :]
         self._samples += audio.shape[-1]
-        return self._frames.push(self._stream.push(self._led(self._resampler.push(audio))))
+        sound = self._resampler.push(audio)
+        if sound.shape[-1] and not self._stream.num_samples:
+            sound = np.concatenate([self._front, sound], axis=1)
+        return self._frames.push(self._stream.push(sound))
 
     def flush(self) -> Latents:
         """End the stream: fill the last frame with zeros, give what is left; the next `push` begins another one."""
@@ -88,11 +90,4 @@ class FeatureExtractor:
         for part in (self._resampler, self._frames):
             part.flush()
         self._stream.reset()
-        self._began, self._samples = False, 0
-
-    def _led(self, audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The stream's first samples with silence before them."""
-        if self._began or not audio.shape[-1]:
-            return audio
-        self._began = True
-        return np.concatenate([self._front, audio], axis=1)
+        self._samples = 0

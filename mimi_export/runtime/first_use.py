@@ -8,6 +8,7 @@ once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,14 +47,11 @@ def open_checked(
         check_graph_file(path)
     graph = open_graph()
     check_rate(artifact, graph)
-    if known:
-        return graph
-    _compare(artifact, graph)
-    try:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
-    except OSError:
-        pass  # a cache that cannot be written: the next process looks again
+    if not known:
+        _compare(artifact, graph)
+        with contextlib.suppress(OSError):  # a cache that cannot be written: the next process looks again
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
     return graph
 
 

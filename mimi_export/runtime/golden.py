@@ -17,10 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from safetensors.numpy import save
 
@@ -34,6 +32,7 @@ from mimi_export.runtime.graph_file import check_graph_file
 from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.replay import GOLDEN_NAME, cause, check_rate, read_golden, read_tensors, run_clip, snr_db
 from mimi_export.runtime.session import GraphSession
+from mimi_export.runtime.state import Array
 
 SECONDS = 3.0
 SEED = 7
@@ -43,8 +42,6 @@ RECORDED_FROM = "recorded_from"  # key of the file's metadata: the name of the v
 # leaves 60 dB, int8 33 and more; 8-bit products that saturate leave 9 dB and 17 % of the codes.
 TOLERANCES = {"fp32": (0.97, 80.0), "fp16": (0.9, 50.0), "int8": (0.5, 20.0)}
 SLACK_DB = 3.0  # a recipe's budget is for longer clips than this one
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -104,17 +101,7 @@ def write_golden(directory: Path, manifest: Manifest) -> None:
     Raises:
         GraphError: a graph does not load or fails.
     """
-    (directory / GOLDEN_NAME).write_bytes(save(_record(directory, manifest), {RECORDED_FROM: manifest.name}))
-
-
-def _record(directory: Path, manifest: Manifest) -> dict[str, Array]:
-    geometry = manifest.geometry
-    unit = geometry.frame_size * (manifest.shape.frames_per_call or 1)
-    seconds = max(1, round(SECONDS * geometry.sampling_rate / unit)) * unit / geometry.sampling_rate
-    golden = {"audio": np.rint(speech_like(seconds, SEED, geometry.sampling_rate) * 32767).astype(np.int16)}
-    for spec in manifest.specs.values():
-        golden |= run_clip(GraphSession(directory / spec.file_name, spec), golden)
-    return golden
+    (directory / GOLDEN_NAME).write_bytes(_record(Artifact(directory, manifest)))
 
 
 def copy_golden(parent: Artifact, directory: Path) -> None:
@@ -126,10 +113,17 @@ def copy_golden(parent: Artifact, directory: Path) -> None:
     """
     if GOLDEN_NAME in parent.manifest.files and _recorded_from(parent) is not None:
         read_golden(parent)
-        (directory / GOLDEN_NAME).write_bytes((parent.path / GOLDEN_NAME).read_bytes())
-        return
-    tensors = _record(parent.path, parent.manifest)
-    (directory / GOLDEN_NAME).write_bytes(save(tensors, {RECORDED_FROM: parent.manifest.name}))
+        content = (parent.path / GOLDEN_NAME).read_bytes()
+    else:
+        content = _record(parent)
+    (directory / GOLDEN_NAME).write_bytes(content)
+
+
+def _record(artifact: Artifact) -> bytes:
+    rate, unit = artifact.geometry.sampling_rate, _call_size(artifact)
+    seconds = max(1, round(SECONDS * rate / unit)) * unit / rate
+    clip = {"audio": np.rint(speech_like(seconds, SEED, rate) * 32767).astype(np.int16)}
+    return save(clip | _replay(artifact, clip), {RECORDED_FROM: artifact.manifest.name})
 
 
 def replay_golden(artifact: Artifact, provider: str = "cpu") -> GoldenResult:
@@ -146,9 +140,7 @@ def replay_golden(artifact: Artifact, provider: str = "cpu") -> GoldenResult:
     codes_least, snr_least = least(manifest)
     if manifest.precision == "int8":
         check_artifact(artifact)
-    found: dict[str, Array] = {}
-    for kind in manifest.shape.kinds:
-        found |= run_clip(_session(artifact, kind, provider), golden)
+    found = _replay(artifact, golden, provider)
     levels = {name: snr_db(golden[name], found[name]) for name in ("latents", "decoded") if name in found}
     equal = float((found["codes"] == golden["codes"]).mean()) if "codes" in found else None
     frames = len(golden["audio"]) // artifact.geometry.frame_size
@@ -187,11 +179,8 @@ def verify_variant(directory: Path) -> None:
         if not result.passed:
             raise ArtifactError(f"{manifest.name} {result.missed(manifest)}")
         return
-    samples = np.zeros(artifact.geometry.frame_size * (manifest.shape.frames_per_call or 1), np.int16)
-    found = {"audio": samples}
-    for kind in manifest.shape.kinds:
-        found |= run_clip(_session(artifact, kind), found)
-    audio = found.get("decoded", samples)
+    samples = np.zeros(_call_size(artifact), np.int16)
+    audio = _replay(artifact, {"audio": samples}).get("decoded", samples)
     if audio.shape != samples.shape or not np.isfinite(audio).all():
         raise ArtifactError(f"{manifest.name} gives audio of shape {list(audio.shape)}")
 
@@ -213,11 +202,21 @@ def verify_batch(directory: Path) -> None:
             raise ArtifactError(f"{manifest.name} {dtype} gives audio of shape {list(data.shape)}")
 
 
-def _session(artifact: Artifact, kind: GraphKind, provider: str = "cpu") -> GraphSession:
-    check_graph_file(artifact.graph_path(kind))
-    graph = GraphSession(artifact.graph_path(kind), artifact.spec(kind), providers=(provider,))
-    check_rate(artifact, graph)
-    return graph
+def _replay(artifact: Artifact, clip: dict[str, Array], provider: str = "cpu") -> dict[str, Array]:
+    """What the graphs make of a clip; the decoder goes on from the encoder where the clip has nothing for it."""
+    found: dict[str, Array] = {}
+    for kind in artifact.manifest.shape.kinds:
+        path = artifact.graph_path(kind)
+        check_graph_file(path)
+        graph = GraphSession(path, artifact.spec(kind), providers=(provider,))
+        check_rate(artifact, graph)
+        found |= run_clip(graph, found | clip)
+    return found
+
+
+def _call_size(artifact: Artifact) -> int:
+    """Samples of the shortest call."""
+    return artifact.geometry.frame_size * (artifact.manifest.shape.frames_per_call or 1)
 
 
 def _recorded_from(artifact: Artifact) -> str | None:

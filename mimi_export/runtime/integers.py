@@ -120,8 +120,6 @@ def _inputs_of(graph: GraphFile, name: str, op_type: str) -> tuple[str, ...]:
 
 def _weight(graph: GraphFile, name: str) -> Array | None:
     """A weight `[in, out]`, which the graph may keep as `[out, in]` before a `Transpose`."""
-    node: FileNode | None = graph.nodes.get(name)
-    if node is not None and node.op_type == "Transpose":
-        weight = graph.weight(node.inputs[0])
-        return None if weight is None else weight.T
-    return graph.weight(name)
+    before = _inputs_of(graph, name, "Transpose")
+    weight = graph.weight(before[0] if before else name)
+    return weight if weight is None or not before else weight.T

@@ -17,10 +17,9 @@ from mimi_export.contract.files import atomic_directory
 from mimi_export.runtime.processor import fingerprint
 
 GRAPH, WEIGHTS, STAMP = "graph.onnx", "weights.bin", "made-of.txt"
-_SMALLEST = 1024  # bytes of a weight that goes beside the graph
 _CONFIG = {
     "session.optimized_model_external_initializers_file_name": WEIGHTS,
-    "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALLEST),
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     "session.save_external_prepacked_constant_initializers": "1",  # onnxruntime before 1.21 keeps them unpacked
 }
 

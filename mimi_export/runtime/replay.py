@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from mimi_export.contract.decibels import decibels
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.records import shown
-from mimi_export.contract.spec import PAST, PRESENT, GraphSpec
+from mimi_export.contract.spec import PRESENT, GraphSpec
 from mimi_export.errors import ArtifactError, GraphError
 from mimi_export.runtime.processor import instruction_set, processor_name
 from mimi_export.runtime.session import GraphSession
-from mimi_export.runtime.state import StreamState
+from mimi_export.runtime.state import Array, StreamState
 
 GOLDEN_NAME = "golden.safetensors"
 TENSORS = {"input_values": "audio", "audio_codes": "codes", "latents": "latents", "audio_values": "decoded"}
 SATURATING = ("sse4.1", "avx2", "avx512")  # instruction sets that add pairs of 8-bit products in 16 bits
 LONGEST_HEADER = 1 << 20  # bytes of the clip's file
 _DTYPES = {"I16": "<i2", "I32": "<i4", "F32": "<f4"}
-
-Array = npt.NDArray[Any]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
@@ -109,39 +105,30 @@ def run_clip(graph: GraphSession, clip: Mapping[str, Array]) -> dict[str, Array]
         data = data.astype(np.float32)[None] / np.float32(32768)
     elif data.dtype.kind == "i":
         data = data.astype(np.int64)
+    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
+    data, axis = np.repeat(data[None], rows, axis=0), spec.data_input.time_axis
     state = StreamState(graph, rows)
-    calls = [_checked(state, spec, call) for call in _calls(spec, np.repeat(data[None], rows, axis=0))]
+    pieces = np.split(data, range(size, data.shape[axis], size), axis)
+    calls = [_checked(state, spec, piece) for piece in pieces]
     outputs = zip(spec.data_outputs, zip(*calls, strict=True), strict=True)
     found = {TENSORS[tensor.name]: np.concatenate(parts, tensor.time_axis)[0] for tensor, parts in outputs}
     found |= {"codes": found["codes"].astype(np.int32)} if "codes" in found else {}
     return found | ({"decoded": found["decoded"][0]} if "decoded" in found else {})
 
 
-def _calls(spec: GraphSpec, data: Array) -> Iterator[Array]:
-    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
-    axis = spec.data_input.time_axis
-    for start in range(0, data.shape[axis], size):
-        yield np.ascontiguousarray(data.take(range(start, min(start + size, data.shape[axis])), axis))
-
-
 def _checked(state: StreamState, spec: GraphSpec, call: Array) -> tuple[Array, ...]:
-    before = {name: array.shape for name, array in state.snapshot().items()}
+    """The outputs of a call whose states have the shapes of the contract; a free length may only grow."""
+    before = state.snapshot()
     output = state.step(call)
     for name, array in state.snapshot().items():
-        wanted = _present_shape(spec, name, before[name])
-        fits = len(wanted) == array.ndim and all(
-            dim == real if isinstance(dim, int) else real >= before[name][axis]
-            for axis, (dim, real) in enumerate(zip(wanted, array.shape, strict=True))
+        wanted, old = spec.state(name).present_shape, before[name].shape
+        fits = array.ndim == len(wanted) and all(
+            real >= size if dim == PRESENT else real == (size if isinstance(dim, str) else dim)
+            for dim, size, real in zip(wanted, old, array.shape, strict=True)
         )
         if not fits:
-            raise GraphError(f"{spec.file_name}: present_{name} has shape {list(array.shape)}, expected {wanted}")
+            raise GraphError(f"{spec.file_name}: present_{name} has shape {list(array.shape)}, expected {list(wanted)}")
     return output
-
-
-def _present_shape(spec: GraphSpec, name: str, before: tuple[int, ...]) -> list[int | str]:
-    """The contract's shape of a state after a call of one stream; a free length may only grow."""
-    shape = spec.state(name).present_shape
-    return [dim if isinstance(dim, int) or dim in (PAST, PRESENT) else before[axis] for axis, dim in enumerate(shape)]
 
 
 def snr_db(reference: Array, result: Array) -> float:

@@ -122,17 +122,8 @@ def _line(error: Exception) -> str:
 
 def ort_errors() -> tuple[type[Exception], ...]:
     """What onnxruntime raises: classes of its own that only its extension module names, and `RuntimeError`."""
-    state = ort.capi.onnxruntime_pybind11_state
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+    named = vars(ort.capi.onnxruntime_pybind11_state).values()
+    return (*(kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)), RuntimeError)
 
 
 def _check(word: str, wanted: Sequence[TensorSpec], found: Sequence[Any], path: Path) -> None:

@@ -39,6 +39,13 @@ class Flush(NamedTuple):
     real_samples: int
 
 
+class LatentFlush(NamedTuple):
+    """The end of a stream: its last latents `[B, frames, hidden]`, and how many samples of them were real."""
+
+    latents: Latents
+    real_samples: int
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A stream at one moment: its states by name, what it has buffered, and its counter."""
@@ -52,12 +59,13 @@ class Snapshot:
 class _Stream:
     """What both directions share: a buffer of whole and partial frames before a graph."""
 
-    def __init__(self, graph: GraphSession, geometry: Geometry, batch: int, unit: int, empty: Array) -> None:
+    def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
         self.geometry = geometry
         self.batch = batch
         self._state = StreamState(graph, batch)
-        self._unit = unit  # entries of the input's last axis per frame
-        self._empty = self._pending = empty
+        self._unit = geometry.frame_size if graph.spec.kind == "encoder" else 1  # entries of time per frame
+        self._empty: Array = np.zeros((batch, 1, 0), graph.spec.data_input.dtype)
+        self._pending = self._empty
         self._time = graph.spec.data_input.time_axis
         shapes = output_shapes(graph.spec, (batch, 0, 0))
         whole = ((np.zeros(shapes[tensor.name], tensor.dtype), tensor) for tensor in graph.spec.data_outputs)
@@ -136,9 +144,6 @@ class SampleStream(_Stream):
         batch: rows that are pushed together.
     """
 
-    def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
-        super().__init__(graph, geometry, batch, geometry.frame_size, np.zeros((batch, 1, 0), np.float32))
-
     @property
     def num_samples(self) -> int:
         """Samples pushed since the stream began."""
@@ -198,6 +203,19 @@ class EncoderStream(SampleStream):
         return Flush(encoded.codes, real)
 
 
+class LatentStream(SampleStream):
+    """Samples in, latents out; one of an encoder that gives codes as well has them from `encode`."""
+
+    def push(self, samples: npt.ArrayLike) -> Latents:
+        """Take samples, give those that are ready: float32 `[B, frames, hidden]`, frames may be 0; see `encode`."""
+        return self.encode(samples).latents
+
+    def flush(self) -> LatentFlush:
+        """End the stream: fill the last frame with zeros; `StreamError` where it was flushed already."""
+        encoded, real = self.finish()
+        return LatentFlush(encoded.latents, real)
+
+
 class DecoderStream(_Stream):
     """Codes, or latents for a decoder that was exported to take them, in; samples out.
 
@@ -206,9 +224,6 @@ class DecoderStream(_Stream):
         geometry: sizes of the model.
         batch: rows that are pushed together.
     """
-
-    def __init__(self, graph: GraphSession, geometry: Geometry, batch: int = 1) -> None:
-        super().__init__(graph, geometry, batch, 1, np.zeros((batch, 0, 0), graph.spec.data_input.dtype))
 
     @property
     def num_frames(self) -> int:

@@ -66,7 +66,6 @@ class TritonOptions:
     version: int = 1
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("rows", "instances", "threads", "idle_seconds", "version"):
             check_range(name, getattr(self, name), 1, MOST)
         check_range("streams", self.streams, self.rows, MOST)

@@ -48,11 +48,7 @@ class Stream:
         tensor.set_data_from_numpy(data)
         begin, self._begun = not self._begun, not last
         result = self._client.infer(
-            self._model,
-            [tensor],
-            sequence_id=self._sequence,
-            sequence_start=begin,
-            sequence_end=last,
+            self._model, [tensor], sequence_id=self._sequence, sequence_start=begin, sequence_end=last
         )
         return result.as_numpy(self._output["name"])
 
