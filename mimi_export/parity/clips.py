@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ VERY_SHORT = 0.02  # seconds: less than one frame
 
 @dataclass(frozen=True)
 class Clip:
-    """One signal; `samples` or `path` holds it, and a path is only ever read block by block.
+    """One signal; `samples` (at the model's rate) or `path` holds it, and a path is only ever read block by block.
 
     `stress` marks a signal that no codec is made for (noise that clips, silence, …): it must not break anything, but
     budgets in decibels are not asked of it, except where a variant has to be exact.
@@ -38,11 +38,6 @@ class Clip:
         elif self.path is not None:
             with AudioReader(self.path, sampling_rate) as reader:
                 yield from reader
-
-
-def clips_from_arrays(arrays: Mapping[str, Audio]) -> list[Clip]:
-    """Clips of arrays by name, float `[n]` at the model's sampling rate."""
-    return [Clip(name, samples=np.asarray(array, np.float32)) for name, array in arrays.items()]
 
 
 def clips_from_files(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:

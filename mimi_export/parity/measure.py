@@ -23,18 +23,12 @@ from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.clips import Clip
 from mimi_export.parity.depth import FRAMES_PER_CALL
 from mimi_export.parity.examine import compare_latents, read_files, run_situations
 from mimi_export.parity.explain import agreement
 from mimi_export.parity.metrics import Audio, AudioComparison, Comparison
-from mimi_export.parity.reference import (
-    Piece,
-    Reference,
-    ReferenceClip,
-    decoder_input,
-    wanted_codebooks,
-)
+from mimi_export.parity.reference import Piece, Reference, ReferenceClip, decoder_input, wanted_codebooks
 from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Excerpt, Timeline, Timing, VariantReport
 from mimi_export.parity.ties import Agreement, judge_codes
 from mimi_export.runtime import Codec, DecoderStream, Encoded
@@ -52,7 +46,7 @@ logger = logging.getLogger(__name__)
 def measure(
     variant: Artifact | str | os.PathLike[str],
     checkpoint: Checkpoint,
-    clips: Sequence[Clip] | Mapping[str, Audio],
+    clips: Sequence[Clip],
     frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
     progress: Progress = logger.info,
     reference: Reference | None = None,
@@ -78,9 +72,6 @@ def measure(
     artifact = variant if isinstance(variant, Artifact) else load_artifact(variant)
     if artifact.manifest.precision == "int8":
         check_artifact(artifact)
-    listed = clips_from_arrays(clips) if isinstance(clips, Mapping) else list(clips)
-    if not listed:
-        raise ValueError("no clips to measure")
     if artifact.geometry != checkpoint.geometry:
         raise ArtifactError(
             f"{artifact.path} was exported from {artifact.manifest.source.model}, whose sizes are not those of "
@@ -88,8 +79,8 @@ def measure(
         )
     if reference is None:
         with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as own:
-            return Measurement(artifact, own, progress, provider).run(listed, frames_per_call, situations)
-    return Measurement(artifact, reference, progress, provider).run(listed, frames_per_call, situations)
+            return Measurement(artifact, own, progress, provider).run(clips, frames_per_call, situations)
+    return Measurement(artifact, reference, progress, provider).run(clips, frames_per_call, situations)
 
 
 class Measurement:

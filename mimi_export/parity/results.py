@@ -91,11 +91,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The first place where a graph parts from the step functions.
-
-    `place` is a stage (a tap's name), a state or the data output; `agreement` holds all places of that call in the
-    order of computation, in dB.
-    """
+    """The first place where a graph parts from the step functions: a stage (a tap's name), a state or the output."""
 
     kind: GraphKind
     place: str
@@ -103,7 +99,6 @@ class Explanation:
     frame: int
     snr_db: float
     cause: str
-    agreement: tuple[tuple[str, float], ...]
 
     @property
     def line(self) -> str:
@@ -132,10 +127,8 @@ class Timeline:
         total = self.verdict.shape[1]
         if total < 2 * frames:
             return {}
-        ends = {
-            what: (self.snr_db(what, 0, frames), self.snr_db(what, total - frames, total)) for what in self.energies
-        }
-        return {what: Drift(*both) for what, both in ends.items()}
+        ends = ((0, frames), (total - frames, total))
+        return {what: Drift(*(self.snr_db(what, *end) for end in ends)) for what in self.energies}
 
 
 @dataclass(frozen=True)

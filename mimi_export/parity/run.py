@@ -18,7 +18,7 @@ from mimi_export.errors import ArtifactError, ParityError
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.parity.checks import budgets_for, judge
-from mimi_export.parity.clips import Clip, clips_from_arrays, default_clips
+from mimi_export.parity.clips import Clip, default_clips
 from mimi_export.parity.depth import DEFAULT, Depth
 from mimi_export.parity.explain import explain
 from mimi_export.parity.listen import listen
@@ -139,7 +139,7 @@ class ParityGate:
         recipe = self._export_recipe(variant)
         run = check_parity(
             [path],
-            clips_from_arrays({"speech": speech_like(GATE_SECONDS)}),
+            [Clip("speech", speech_like(GATE_SECONDS))],
             model=self._model or recipe.model,
             revision=self._revision if self._model else recipe.revision,
             depth=GATE,
