@@ -12,6 +12,7 @@ the same shape. If that gives the graph's own values, it is what happened.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -50,15 +51,13 @@ States = dict[str, Array]
 def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip, provider: str = "cpu") -> list[Explanation]:
     """The first difference of each graph; a graph without one is not in the list."""
     limit = LIMITS.get(artifact.manifest.precision, 60.0)
-    found = []
+    found: list[Explanation] = []
     for kind, graph in artifact.manifest.specs.items():
         tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
         lockstep = Lockstep(tapped, streaming_graph(reference.checkpoint, graph), limit)
-        for frames in (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES:
-            explanation = lockstep.walk(truth, frames)
-            if explanation is not None:
-                found.append(explanation)
-                break
+        ways = (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES
+        walks = filter(None, (lockstep.walk(truth, frames) for frames in ways))
+        found += itertools.islice(walks, 1)
     return found
 
 
@@ -105,8 +104,7 @@ class Lockstep:
     ) -> tuple[dict[str, Array], States]:
         """One call of the step functions, as `TappedGraph.step`; `otherwise`: see `RoundedProducts`."""
         seen: dict[str, Tensor] = {}
-        names = [state.name for state in self._graph.states]
-        past = [torch.from_numpy(np.ascontiguousarray(states[name])) for name in names]
+        past = [torch.from_numpy(np.ascontiguousarray(states[state.name])) for state in self._graph.states]
         with RoundedProducts(self.rounded, otherwise):
             outputs = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
         found = {tensor.name: value.numpy() for tensor, value in zip(self._graph.outputs, outputs, strict=True)}
@@ -126,8 +124,7 @@ class Lockstep:
         """The states that a stage reads and writes."""
         names = {f"conv_{stage}_state"}
         if stage.startswith("transformer_"):
-            index = stage.removeprefix("transformer_")
-            names = {f"key_{index}", f"value_{index}"}
+            names = {stage.replace("transformer", word) for word in ("key", "value")}
         if stage == "latents" and self._graph.kind == "encoder":
             names = {"conv_ds_state"}
         if stage == self._graph.data_output.name and self._graph.kind == "decoder":
@@ -159,9 +156,8 @@ class Lockstep:
         read = self._states_of(stage)
         if len(read) == 2:
             first, second = read
-            yield f"the states {first} and {second} are swapped", {
-                **states, first: states[second], second: states[first]
-            }  # fmt: skip
+            swapped = {**states, first: states[second], second: states[first]}
+            yield f"the states {first} and {second} are swapped", swapped
         for name in read:
             value = states[name]
             if not value.any():
@@ -172,8 +168,7 @@ class Lockstep:
                     yield f"the state {other} is read in place of {name}", {**states, name: candidate}
             if value.ndim >= 3 and value.shape[2] > 1:
                 for shift in (1, -1):
-                    rolled = np.roll(value, shift, axis=2)
-                    yield f"the state {name} is read shifted by one", {**states, name: rolled}
+                    yield f"the state {name} is read shifted by one", {**states, name: np.roll(value, shift, axis=2)}
 
 
 def named_present(states: Mapping[str, Array]) -> dict[str, Array]:
