@@ -78,14 +78,9 @@ class Examiner:
     """
 
     def __init__(
-        self,
-        lockstep: Lockstep,
-        quantizers: Sequence[ResidualQuantizer],
-        exactly_db: float,
-        steps: Sequence[int],
+        self, lockstep: Lockstep, quantizers: Sequence[ResidualQuantizer], exactly_db: float, steps: Sequence[int]
     ) -> None:
-        self._steps = steps
-        self._lockstep, self._graph = lockstep, lockstep.tapped.spec
+        self._lockstep, self._graph, self._steps = lockstep, lockstep.tapped.spec, steps
         self._quantizers, self._exactly_db = quantizers, exactly_db
         self._rounded: set[str] = set()
 
@@ -110,7 +105,7 @@ class Examiner:
     def _call(self, rows: Sequence[Row]) -> Iterator[_Place]:
         """Every place of every row, in the order of computation."""
         data = np.concatenate([row.data for row in rows])
-        young = _joined([row.states for row in rows])
+        young = {name: np.concatenate([row.states[name] for row in rows]) for name in rows[0].states}
         shifts = [row.older for row in rows]
         one, present = self._lockstep.step(data, young)
         other = self._otherwise(data, young) if self._lockstep.rounded and not self._rounded else {}
@@ -293,7 +288,3 @@ def _varied(name: str, array: Array) -> Array:
     if array.dtype.kind == "i":
         return array
     return np.ascontiguousarray(array[..., ::-1, :] * 0.8 if name.startswith("value_") else array * -0.7)
-
-
-def _joined(states: Sequence[States]) -> States:
-    return {name: np.concatenate([one[name] for one in states]) for name in states[0]}
