@@ -20,10 +20,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
@@ -33,6 +31,7 @@ from mimi_export.contract.manifest import metadata_props
 from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.stored import SCALES, StoredWeight, constants, stored_weights
 from mimi_export.passes.rounding import TOP, column_scales
 
@@ -51,8 +50,6 @@ OPERATORS = """
 """
 INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear ReduceMax Size"
 TARGETS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL)  # of a Cast
-
-Array = npt.NDArray[Any]
 
 
 def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:

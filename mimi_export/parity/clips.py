@@ -11,7 +11,7 @@ import numpy as np
 
 from mimi_export.errors import AudioError
 from mimi_export.media.audio import AudioReader
-from mimi_export.media.signals import SIGNALS
+from mimi_export.media.signals import SIGNALS, speech_like
 from mimi_export.parity.metrics import Audio
 
 STRESS_SECONDS = 2.0
@@ -55,12 +55,11 @@ def clips_from_files(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:
 
 def default_clips(sampling_rate: int, seconds: float, stress: bool = True) -> list[Clip]:
     """Speech-like sound of `seconds`, then short ones of silence, clipping noise, a chirp, impulses and 20 ms."""
-    clips = [Clip("speech_like", SIGNALS["speech_like"](seconds, 1, sampling_rate))]
-    if not stress:
-        return clips
-    for name in ("chirp", "impulse", "silence", "loud_noise"):
-        clips.append(Clip(name, SIGNALS[name](STRESS_SECONDS, 1, sampling_rate), stress=True))
-    clips.append(Clip("very_short", SIGNALS["speech_like"](VERY_SHORT, 3, sampling_rate), stress=True))
+    clips = [Clip("speech_like", speech_like(seconds, 1, sampling_rate))]
+    if stress:
+        for name in ("chirp", "impulse", "silence", "loud_noise"):
+            clips.append(Clip(name, SIGNALS[name](STRESS_SECONDS, 1, sampling_rate), stress=True))
+        clips.append(Clip("very_short", speech_like(VERY_SHORT, 3, sampling_rate), stress=True))
     return clips
 
 

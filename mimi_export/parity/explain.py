@@ -16,10 +16,8 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
@@ -32,6 +30,7 @@ from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import GraphSpec, conv_state_name
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
 from mimi_export.parity.rounded import RoundedProducts
@@ -44,7 +43,6 @@ LIMITS = {"fp32": 90.0, "fp16": 40.0, "int8": 15.0}
 CALL_FRAMES = (3, 1)  # frames a call of the first and the second walk over the clip
 EXTRA_FRAMES = 12  # frames looked at after the first token has left the attention window
 
-Array = npt.NDArray[Any]
 States = dict[str, Array]
 
 

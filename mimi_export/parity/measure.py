@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from mimi_export.parity.clips import Clip
 from mimi_export.parity.depth import FRAMES_PER_CALL
 from mimi_export.parity.examine import compare_latents, read_files, run_situations
 from mimi_export.parity.explain import agreement
-from mimi_export.parity.metrics import Audio, AudioComparison, Comparison, Difference
+from mimi_export.parity.metrics import Array, Audio, AudioComparison, Comparison, Difference
 from mimi_export.parity.reference import Piece, Reference, ReferenceClip, decoder_input, wanted_codebooks
 from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Excerpt, Timeline, Timing, VariantReport
 from mimi_export.parity.ties import Agreement, judge_codes
@@ -39,7 +38,6 @@ from mimi_export.runtime.stream import SampleStream
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 EXCERPT_SECONDS = 12.0
 
-Array = npt.NDArray[Any]
 Verdict = npt.NDArray[np.uint8]
 logger = logging.getLogger(__name__)
 

@@ -40,14 +40,13 @@ from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import initial_states, streaming_graph
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.metrics import Audio
+from mimi_export.parity.metrics import Array, Audio
 from mimi_export.parity.ties import ResidualQuantizer
 
 MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
 PIECE_FRAMES = 250  # frames kept of each further call
 STEP_FRAMES = 16  # frames of one call of the step functions
 
-Array = npt.NDArray[Any]
 logger = logging.getLogger(__name__)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,8 @@ from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.report import Heard
 from mimi_export.contract.report import NotMeasured as NotMeasured
 from mimi_export.contract.spec import GraphKind
-from mimi_export.parity.metrics import Audio, AudioDifference, Difference
+from mimi_export.parity.metrics import Array, Audio, AudioDifference, Difference
 from mimi_export.parity.ties import Agreement
-
-Array = npt.NDArray[Any]
 
 DRIFT_SECONDS = 10.0
 METRIC_WORDS = {

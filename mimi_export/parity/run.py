@@ -99,7 +99,7 @@ def check_parity(
                     report = measure(
                         artifact, checkpoint, listed, ways, progress, reference, depth.situations, provider
                     )
-                    report.skipped = [*depth.skipped()]
+                    report.skipped = depth.skipped()
                     if depth.structure:
                         progress(f"{report.name}: beside the graphs traced anew")
                         tracer.judge(artifact, report)

@@ -15,16 +15,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import POSITION_BASE, GraphSpec, conv_state_name, position_digits
 from mimi_export.model.steps.rope import phase_steps
 from mimi_export.parity.explain import Lockstep, States, agreement, agreement_and_gain, named_present
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.results import Outcome
 from mimi_export.parity.ties import DIFFERS, ResidualQuantizer, judge_codes, search
 
@@ -35,8 +35,6 @@ EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every 
 ROUNDED_DB = 55.0  # enough where activations are rounded, as the step functions do it, but not always to the same side
 FURTHER_DB = 16.0  # and at least further apart than by other roundings, which trained weights may answer with a lot
 GAIN, STAGE_GAIN = 0.004, 0.03  # by how much a result, or a stage, may be louder than it should be, noise apart
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -32,12 +30,11 @@ from mimi_export.export.variant import finish, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.audit import load_model
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.results import VariantReport
 from mimi_export.parity.stored import SCALES, constants
 from mimi_export.passes.rounding import Rounded
 from mimi_export.passes.taps import TAP_PREFIX
-
-Array = npt.NDArray[Any]
 
 
 class Tracer:

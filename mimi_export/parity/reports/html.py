@@ -14,7 +14,7 @@ import numpy as np
 
 from mimi_export import __version__
 from mimi_export.contract.decibels import decibels
-from mimi_export.parity.metrics import Audio
+from mimi_export.parity.metrics import Array, Audio
 from mimi_export.parity.reports import charts, tables
 from mimi_export.parity.reports.tables import Table
 from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
@@ -154,7 +154,7 @@ def _errors(found: Found) -> str:
     return _gallery("Error over time", f"<p>{words}</p>{legend}", figures)
 
 
-def _curve(report: VariantReport, clip: ClipResult, what: str) -> charts.Array:
+def _curve(report: VariantReport, clip: ClipResult, what: str) -> Array:
     """SNR of each second, or of more where the clip is long."""
     signal, error = clip.timeline.energies[what]
     starts = charts.span_starts(len(signal), min(charts.COLUMNS, max(1, round(_seconds(report, clip)))))
