@@ -19,7 +19,6 @@ Pieces are kept on disk, so that any number of variants can be measured against 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,6 @@ from mimi_export.parity.ties import ResidualQuantizer
 MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
 PIECE_FRAMES = 250  # frames kept of each further call
 STEP_FRAMES = 16  # frames of one call of the step functions
-
-logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
@@ -108,20 +105,12 @@ class Reference:
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        num_codebooks: Sequence[int],
-        progress: Progress = logger.info,
-        max_frames: int = MAX_FRAMES,
+        self, checkpoint: Checkpoint, num_codebooks: Sequence[int], progress: Progress, max_frames: int = MAX_FRAMES
     ) -> None:
-        self.checkpoint = checkpoint
-        self.geometry = checkpoint.geometry
+        self.checkpoint, self.geometry, self._progress = checkpoint, checkpoint.geometry, progress
         self.num_codebooks = sorted(set(num_codebooks))
-        for count in filter(None, self.num_codebooks):
-            self.geometry.check_num_codebooks(count)
         self._decoded = self.num_codebooks if upstream.has_decoder(checkpoint.model) else []
         self.quantizers = _quantizers(checkpoint)
-        self._progress = progress
         self._context = context_frames(self.geometry)
         self._max_frames = max(max_frames, self._context + 1)
         self._folder = scratch_directory("parity")
