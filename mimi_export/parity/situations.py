@@ -153,8 +153,8 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     unit = geometry.frame_size if graph.kind == "encoder" else 1
     fixed = graph.shape.frames_per_call
     axis = graph.data_input.time_axis
-    few = _first(data, (fixed or 1) * unit, axis)
-    later = np.flip(_first(np.flip(data, axis), (fixed or 1) * unit, axis), axis)
+    few = data.take(range((fixed or 1) * unit), axis)
+    later = data.take(range(-few.shape[axis], 0), axis)
     yield Situation("start_db", "a plain call", [Row("row 0", few, full)])
     yield Situation("start_db", "a new stream", [Row("row 0", few, fresh)])
     yield Situation("start_db", "silence first", [Row("row 0", np.zeros_like(few), fresh)])
@@ -171,14 +171,14 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     ]
     yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
-        call = _first(data, size * unit, axis)
+        call = data.take(range(size * unit), axis)
         yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
         if size in FIRST_CALLS or fixed:
             yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])
     other = {name: _varied(name, array) for name, array in full.items()}
     other |= _at(other, position(full))
     rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
-    yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
+    yield Situation("rows_db", "different rows", rows)
     yield Situation("rows_db", "new streams", [Row("row 0", few, fresh), Row("row 1", later, fresh)])
     if graph.kind == "decoder":
         for count in range(1, (graph.shape.decoded_codebooks or 0) + 1):
@@ -194,10 +194,6 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
         broken[..., 5] = np.nan
         beside = [Row("row 0, NaN", broken, full), rows[1], Row("row 2, NaN", broken, other)]
         yield Situation("rows_db", "a row beside ones with NaN", beside)
-
-
-def _first(data: Array, count: int, axis: int) -> Array:
-    return data.take(range(count), axis)
 
 
 def full_window(states: Mapping[str, Array], geometry: Geometry) -> States:
