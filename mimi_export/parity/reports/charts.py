@@ -114,8 +114,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _svg(parts: Sequence[str]) -> str:
-    content = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _heights(values: Array, low: float, high: float) -> Array:

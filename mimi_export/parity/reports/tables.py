@@ -38,13 +38,11 @@ class Table:
 def verdict(run: ParityRun) -> str:
     """The result in three words or four."""
     if run.passed:
-        return f"passed, {_count(len(run.reports), 'variant')}"
-    parts = []
-    failed = [report for report in run.reports if not report.passed]
-    if failed:
-        parts.append(f"{_count(len(failed), 'variant')} failed")
+        return f"passed, {_variants(len(run.reports))}"
+    failed = sum(not report.passed for report in run.reports)
+    parts = [f"{_variants(failed)} failed"] if failed else []
     if run.not_measured or not run.reports:
-        parts.append(f"{_count(len(run.not_measured), 'variant')} not measured")
+        parts.append(f"{_variants(len(run.not_measured))} not measured")
     return ", ".join(parts)
 
 
@@ -240,5 +238,5 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _variants(count: int) -> str:
+    return f"{count} variant" if count == 1 else f"{count} variants"
