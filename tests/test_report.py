@@ -77,7 +77,7 @@ def test_a_report_reads_back_as_it_was_written(good, bad, tmp_path):
 
 def test_report_names_exactly_the_files_it_measured(good, tiny_variant):
     manifest = json.loads((tiny_variant(8) / "manifest.json").read_text())
-    assert report_json.to_dict(good)["variants"][0]["files"] == manifest["files"]
+    assert report_json.to_report(good).to_dict()["variants"][0]["files"] == manifest["files"]
 
 
 def test_no_path_of_this_machine_is_in_a_report(good, tiny_variant):
