@@ -16,7 +16,7 @@ import onnxruntime as ort
 import torch
 
 from mimi_export.model import upstream
-from mimi_export.parity.metrics import snr_db
+from mimi_export.parity.metrics import difference_of
 
 DECODER_SNR = 110.0  # dB; float32 rounding through some 60 layers leaves 115 to 120, the smallest defect under 90
 
@@ -50,7 +50,7 @@ def calls(total: int, pattern: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def snr(reference: Any, got: Any) -> float:
     """Signal-to-noise ratio in dB of arrays or tensors."""
-    return snr_db(np.asarray(reference), np.asarray(got))
+    return difference_of(np.asarray(reference), np.asarray(got)).snr_db
 
 
 def torch_step(module: torch.nn.Module) -> Step:

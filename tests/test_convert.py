@@ -31,6 +31,7 @@ from mimi_export.export.precision import check_patterns, weight_forms
 from mimi_export.media.audio import read_audio
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
+from mimi_export.parity.clips import Clip, default_clips
 from mimi_export.runtime import load
 from mimi_export.runtime.integers import check_integers
 
@@ -378,11 +379,12 @@ def test_published_script(monkeypatch):
 
 def test_sensitivity(parent, tiny_checkpoint, monkeypatch):
     from mimi_export.parity import sensitivity
-    from mimi_export.parity.sensitivity import measure_sensitivity, speech_clip
+    from mimi_export.parity.sensitivity import measure_sensitivity
 
     monkeypatch.setattr(sensitivity, "TIMED_CALLS", 3)
     options = Int8Options()
-    rows = measure_sensitivity(load_artifact(parent), tiny_checkpoint, speech_clip(24000, 1.0), options, seconds=1.0)
+    (clip,) = default_clips(24000, 1.0, stress=False)
+    rows = measure_sensitivity(load_artifact(parent), tiny_checkpoint, clip, options, seconds=1.0)
     for kind in GRAPH_KINDS:
         base, *others = [row for row in rows if row.graph == kind]
         assert base.group == "(all)"
@@ -414,7 +416,7 @@ def test_sensitivity_takes_the_provider(parent, tiny_checkpoint, monkeypatch):
         raise MimiExportError("enough")
 
     monkeypatch.setattr(sensitivity, "TappedGraph", graph)
-    clip = sensitivity.speech_clip(24000, 0.1)
+    clip = Clip("speech", speech_like(0.1))
     with pytest.raises(MimiExportError, match="enough"):
         sensitivity.measure_sensitivity(load_artifact(parent), tiny_checkpoint, clip, Int8Options(), provider="x")
     assert asked == ["x"]
@@ -434,6 +436,6 @@ def test_budgets_on_the_real_geometry(full_variant, full_checkpoint, tmp_path, j
     most = (92, 90) if case == "fp16" else (55, 48)
     assert sizes["encoder_model.onnx"] <= most[0]
     assert sizes["decoder_model.onnx"] <= most[1]
-    report = measure(tmp_path / "x", full_checkpoint, {"jfk": jfk}, [1])
+    report = measure(tmp_path / "x", full_checkpoint, [Clip("jfk", jfk)], [1])
     assert report.clips[0].latents.snr_db >= latents
     assert report.clips[0].decoder.snr_db >= audio

@@ -30,6 +30,7 @@ from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.checks import budgets_for, judge
+from mimi_export.parity.clips import Clip
 from mimi_export.parity.measure import measure
 from mimi_export.parity.reports import html, markdown
 from mimi_export.parity.reports import json as report_json
@@ -208,7 +209,7 @@ def test_manifests(encoder_alone, both):
 
 
 def test_parity_reports_and_card(encoder_alone, alone, tiny_checkpoint, tmp_path):
-    clips = {"speech": speech_like(3, seed=5)}
+    clips = [Clip("speech", speech_like(3, seed=5))]
     reports = [measure(*encoder_alone, clips, (1,)), measure(alone, tiny_checkpoint, clips, (1, "mixed"))]
     for report in reports:
         report.checks = judge(report, budgets_for(report.manifest, {}))
@@ -235,7 +236,7 @@ def test_parity_reports_and_card(encoder_alone, alone, tiny_checkpoint, tmp_path
     assert "bare.py" not in card  # it hands codes on
     program = card.split("```python\n")[1].split("```")[0]
     source, target = tmp_path / "clip.wav", tmp_path / "latents.npy"
-    soundfile.write(source, clips["speech"], 24000)
+    soundfile.write(source, clips[0].samples, 24000)
     subprocess.run([sys.executable, "-c", program, str(alone), str(source), str(target)], check=True, timeout=120)
     assert np.load(target).shape == (38, tiny_checkpoint.geometry.hidden_size)
 

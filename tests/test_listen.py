@@ -48,9 +48,9 @@ def test_measures(model, rows):
 
 
 def test_every_depth_says_what_it_skips():
-    assert len(list(QUICK.skipped())) == 5
-    assert list(DEFAULT.skipped()) == [
+    assert len(QUICK.skipped()) == 5
+    assert DEFAULT.skipped() == [
         "calls of 2, 4, 7 frames along a clip",
         "what a listener would notice (--listen)",
     ]
-    assert list(DEEP.skipped()) == []
+    assert DEEP.skipped() == []

@@ -12,7 +12,7 @@ import onnxruntime
 import psutil
 import pytest
 import soundfile
-from helpers import OTHER_PROVIDER
+from helpers import OTHER_PROVIDER, snr
 from mutations import broken, ignore_state, other_mutations, state_mutations, swap_states, wrong_weight
 
 from mimi_export.cli import main
@@ -25,7 +25,6 @@ from mimi_export.parity.checks import DEFAULT_BUDGETS, budgets_for, judge
 from mimi_export.parity.clips import Clip, clips_from_files, default_clips
 from mimi_export.parity.explain import explain
 from mimi_export.parity.measure import measure
-from mimi_export.parity.metrics import snr_db
 from mimi_export.parity.reference import Reference, context_frames
 
 RATE = 24000
@@ -93,8 +92,8 @@ def test_long_clips_in_pieces_are_the_same(tiny_checkpoint, speech):
             ))  # fmt: skip
     whole, parts, wrong = results
     for right, got, bad in zip(whole, parts, wrong, strict=True):
-        assert snr_db(right, got) > 115  # rounding: RoPE begins at another position
-        assert snr_db(right, bad) < 80
+        assert snr(right, got) > 115  # rounding: RoPE begins at another position
+        assert snr(right, bad) < 80
 
 
 @pytest.mark.slow

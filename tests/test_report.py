@@ -41,7 +41,7 @@ def bad(good) -> ParityRun:
     clip = replace(right.clips[0], name=EVIL, end_to_end=replace(right.clips[0].end_to_end, snr_db=-math.inf))
     clip.timeline.verdict[0, 0] = 3
     check = Check("decoder_snr_db", 31.9, "at least 110", False, "worst clip " + EVIL, "because")
-    place = Explanation("decoder", "transformer_0", 1, 3, 19.2, "the state value_1 is read in place of value_0", ())
+    place = Explanation("decoder", "transformer_0", 1, 3, 19.2, "the state value_1 is read in place of value_0")
     report = replace(right, name="broken", clips=[clip, right.clips[1]], checks=[check], explanations=[place])
     right = replace(right, clips=[replace(right.clips[0], name=EVIL), right.clips[1]])
     return ParityRun([right, report], [NotMeasured("nothing", "there is no directory nothing")])
@@ -77,7 +77,7 @@ def test_a_report_reads_back_as_it_was_written(good, bad, tmp_path):
 
 def test_report_names_exactly_the_files_it_measured(good, tiny_variant):
     manifest = json.loads((tiny_variant(8) / "manifest.json").read_text())
-    assert report_json.to_dict(good)["variants"][0]["files"] == manifest["files"]
+    assert report_json.to_report(good).to_dict()["variants"][0]["files"] == manifest["files"]
 
 
 def test_no_path_of_this_machine_is_in_a_report(good, tiny_variant):

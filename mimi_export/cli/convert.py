@@ -121,8 +121,8 @@ def sensitivity(
     """  # noqa: D301 - a backspace keeps the lines apart in --help
     with needs_extra("export", "mimi-export sensitivity"):
         from mimi_export.model.checkpoint import load_checkpoint, load_source
-        from mimi_export.parity.clips import clips_from_files
-        from mimi_export.parity.sensitivity import measure_sensitivity, speech_clip
+        from mimi_export.parity.clips import clips_from_files, default_clips
+        from mimi_export.parity.sensitivity import measure_sensitivity
     from mimi_export.contract.directory import load_artifact
     from mimi_export.runtime.session import provider_name
 
@@ -132,15 +132,17 @@ def sensitivity(
     with Steps() as steps:
         steps.step(f"loading {model or source.model}")
         checkpoint = load_checkpoint(model) if model else load_source(source.model, source.revision)
-        heard = speech_clip(artifact.geometry.sampling_rate, seconds) if clip is None else clips_from_files([clip])[0]
+        rate = artifact.geometry.sampling_rate
+        heard = clips_from_files([clip]) if clip else default_clips(rate, seconds, stress=False)
         rows = measure_sensitivity(
-            artifact, checkpoint, heard, options, seconds=seconds, provider=provider, progress=steps.step
+            artifact, checkpoint, heard[0], options, seconds=seconds, provider=provider, progress=steps.step
         )
     if json:
-        show_json({"command": "sensitivity", "variant": str(variant), "rows": [row.to_dict() for row in rows]})
+        show_json({"command": "sensitivity", "variant": str(variant), "rows": [row._asdict() for row in rows]})
         return
     columns = ("graph", "group", "dB", "dB gained", "MiB more", "ms more")
-    show_table("Sensitivity to 8 bits", columns, [row.cells() for row in rows])
+    cells = [(*row[:2], *(round(number, 2) for number in row[2:])) for row in rows]
+    show_table("Sensitivity to 8 bits", columns, cells)
 
 
 def _mebibytes(size: int) -> float:

@@ -249,7 +249,7 @@ def build(
     with needs_extra("export", "mimi-export build"):
         from mimi_export.export.build import build as build_variants
         from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
-        from mimi_export.parity.run import ParityGate
+        from mimi_export.parity.run import parity_gate
     with Steps() as steps:
 
         @lru_cache(maxsize=1)
@@ -263,7 +263,7 @@ def build(
             model=model,
             revision=revision,
             force=force,
-            check=ParityGate(variants, load, model, revision, steps.step) if check else None,
+            check=parity_gate(variants, load, model, revision, steps.step) if check else None,
             progress=steps.step,
             load=load,
         )

@@ -120,7 +120,7 @@ def parity(
     if left := tables.skipped(run):
         note(f"not looked at: {'; '.join(left)}")
     if json:
-        show_json(report_json.to_dict(run))
+        show_json(report_json.to_report(run).to_dict())
     else:
         _show(run)
     if run.not_measured:

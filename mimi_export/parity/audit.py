@@ -20,19 +20,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto
 
 from mimi_export.contract.directory import Artifact
-from mimi_export.contract.manifest import STATE_SPEC_NAME, metadata_props
-from mimi_export.contract.spec import GraphKind, state_spec_text
+from mimi_export.contract.manifest import metadata_props
+from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.stored import SCALES, StoredWeight, constants, stored_weights
 from mimi_export.passes.rounding import TOP, column_scales
 
@@ -52,8 +51,6 @@ OPERATORS = """
 INTEGER_OPERATORS = "DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear ReduceMax Size"
 TARGETS = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL)  # of a Cast
 
-Array = npt.NDArray[Any]
-
 
 def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:
     """A graph file without running it; `GraphError` where it is no ONNX graph."""
@@ -70,8 +67,9 @@ def load_model(artifact: Artifact, kind: GraphKind) -> onnx.ModelProto:
 
 def audit_files(artifact: Artifact, models: Mapping[GraphKind, onnx.ModelProto]) -> list[str]:
     """What is wrong with the files as files, the first first: each line begins with the place."""
-    graphs = (fault for kind in models for fault in _graph_faults(artifact, kind, models[kind]))
-    return [*_directory_faults(artifact), *graphs]
+    precision, known = artifact.manifest.precision, ", ".join(PRECISIONS)
+    faults = [] if precision in PRECISIONS else [f"manifest: precision {precision!r} is none of {known}"]
+    return faults + [fault for kind, model in models.items() for fault in _graph_faults(artifact, kind, model)]
 
 
 def audit_weights(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto, module: StreamingGraph) -> list[str]:
@@ -117,8 +115,8 @@ def _weight_fault(name: str, got: StoredWeight, wanted: Array, precision: str, n
     wrong = got.values != wanted
     if not wrong.any():
         return None
-    place, first = _place(wrong), tuple(_first(wrong))
-    values = f"is {got.values[first]:.6g} at {place}, expected {wanted[first]:.6g}"
+    first = tuple(np.argwhere(wrong)[0])
+    values = f"is {got.values[first]:.6g} at {_place(wrong)}, expected {wanted[first]:.6g}"
     return f"{values} ({wrong.sum()} of {wrong.size} differ)"
 
 
@@ -152,39 +150,21 @@ def _offsets(name: str, wanted: Array, weights: Mapping[str, StoredWeight]) -> A
     return lengths
 
 
-def _first(wrong: Array) -> list[int]:
-    found: list[int] = np.argwhere(wrong)[0].tolist()
-    return found
-
-
 def _place(wrong: Array) -> str:
-    return str(_first(wrong)) if wrong.ndim else "its only number"
-
-
-def _directory_faults(artifact: Artifact) -> Iterator[str]:
-    manifest = artifact.manifest
-    if manifest.precision not in PRECISIONS:
-        yield f"manifest: precision {manifest.precision!r} is none of {', '.join(PRECISIONS)}"
-    try:
-        text = (artifact.path / STATE_SPEC_NAME).read_text("utf-8")
-    except (OSError, ValueError):
-        text = ""
-    if text != state_spec_text(manifest.geometry, manifest.shape.num_codebooks, manifest.shape.kinds):
-        yield f"{STATE_SPEC_NAME}: not the list of this model's convolution states"
+    return str(np.argwhere(wrong)[0].tolist()) if wrong.ndim else "its only number"
 
 
 def _graph_faults(artifact: Artifact, kind: GraphKind, model: onnx.ModelProto) -> Iterator[str]:
     spec, manifest, graph = artifact.spec(kind), artifact.manifest, model.graph
     for side, tensors, values in (("input", spec.inputs, graph.input), ("output", spec.outputs, graph.output)):
-        names = [value.name for value in values]
-        wanted = [tensor.name for tensor in tensors]
+        names, wanted = [value.name for value in values], [tensor.name for tensor in tensors]
         if names != wanted:
             pairs = itertools.zip_longest(names, wanted, fillvalue="nothing")
             index, (got, right) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
             yield f"{kind}: {side} {index} is {got}, expected {right}"
             continue
         for tensor, value in zip(tensors, values, strict=True):
-            found = _shape(value)
+            found = [dim.dim_param or int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
             dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
             if value.type.tensor_type.elem_type != dtype or found != list(tensor.shape):
                 yield f"{kind}: {side} {tensor.name} is {found}, expected {tensor.dtype} {list(tensor.shape)}"
@@ -226,7 +206,3 @@ def _operator_faults(artifact: Artifact, model: onnx.ModelProto) -> Iterator[str
         total = each * geometry.num_hidden_layers
         if counts[operator] != total:
             yield f"{counts[operator]} {operator} nodes, expected {total}"
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [dim.dim_param or int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]

@@ -70,8 +70,7 @@ def judge(report: VariantReport, budgets: Sequence[Budget]) -> list[Check]:
     """Every budget as a check; an exact variant's states, too."""
     exact = report.manifest.precision == EXACT
     clips: Sequence[ClipNumbers] = [clip for clip in report.clips if exact or not clip.stress] or report.clips
-    early = [metric for metric in report.faults if metric != STRUCTURE]
-    checks = [_fault_check(metric, report.faults[metric]) for metric in early]
+    checks = [_fault_check(metric, lines) for metric, lines in report.faults.items() if metric != STRUCTURE]
     for metric in dict.fromkeys(outcome.metric for outcome in report.outcomes):
         checks.append(_situation_check([outcome for outcome in report.outcomes if outcome.metric == metric]))
     checks += check_budgets(clips, budgets)
@@ -98,17 +97,15 @@ def computation_order(manifest: Manifest, kind: GraphKind) -> list[str]:
 
 
 def _value(metric: str, clips: Sequence[ClipNumbers]) -> tuple[float, str]:
-    if metric in ("code_agreement_percent", "code_tie_percent"):
-        total = all_codes(clips)
-        if metric == "code_agreement_percent":
-            return 100 * total.apart_from_ties, f"{total.differ} of {total.codes} codes differ without being ties"
-        # one tie in a short clip is more than 0.1 % and proves nothing
+    total = all_codes(clips)
+    if metric == "code_agreement_percent":
+        return 100 * total.apart_from_ties, f"{total.differ} of {total.codes} codes differ without being ties"
+    if metric == "code_tie_percent":  # one tie in a short clip is more than 0.1 % and proves nothing
         percent = 100 * total.ties / total.codes if total.ties > 1 else 0.0
         return percent, f"{total.ties} ties and {total.follow} codes that follow from them"
     if metric == "codebook_agreement_percent":
-        shares = all_codes(clips).per_codebook
-        worst = int(np.argmin(shares))
-        return 100 * shares[worst], f"codebook {worst}"
+        worst = int(np.argmin(total.per_codebook))
+        return 100 * total.per_codebook[worst], f"codebook {worst}"
     if metric == "search_agreement_percent":
         total = Agreement.total(clip.searched for clip in clips if clip.searched)
         if not total.codes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mimi_export.errors import AudioError
 from mimi_export.media.audio import AudioReader
-from mimi_export.media.signals import SIGNALS
+from mimi_export.media.signals import SIGNALS, speech_like
 from mimi_export.parity.metrics import Audio
 
 STRESS_SECONDS = 2.0
@@ -20,7 +20,7 @@ VERY_SHORT = 0.02  # seconds: less than one frame
 
 @dataclass(frozen=True)
 class Clip:
-    """One signal; `samples` or `path` holds it, and a path is only ever read block by block.
+    """One signal; `samples` (at the model's rate) or `path` holds it, and a path is only ever read block by block.
 
     `stress` marks a signal that no codec is made for (noise that clips, silence, …): it must not break anything, but
     budgets in decibels are not asked of it, except where a variant has to be exact.
@@ -40,11 +40,6 @@ class Clip:
                 yield from reader
 
 
-def clips_from_arrays(arrays: Mapping[str, Audio]) -> list[Clip]:
-    """Clips of arrays by name, float `[n]` at the model's sampling rate."""
-    return [Clip(name, samples=np.asarray(array, np.float32)) for name, array in arrays.items()]
-
-
 def clips_from_files(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:
     """Clips of audio files, named after them; a name that comes twice gets a number."""
     clips: list[Clip] = []
@@ -60,12 +55,11 @@ def clips_from_files(paths: Sequence[str | os.PathLike[str]]) -> list[Clip]:
 
 def default_clips(sampling_rate: int, seconds: float, stress: bool = True) -> list[Clip]:
     """Speech-like sound of `seconds`, then short ones of silence, clipping noise, a chirp, impulses and 20 ms."""
-    clips = [Clip("speech_like", SIGNALS["speech_like"](seconds, 1, sampling_rate))]
-    if not stress:
-        return clips
-    for name in ("chirp", "impulse", "silence", "loud_noise"):
-        clips.append(Clip(name, SIGNALS[name](STRESS_SECONDS, 1, sampling_rate), stress=True))
-    clips.append(Clip("very_short", SIGNALS["speech_like"](VERY_SHORT, 3, sampling_rate), stress=True))
+    clips = [Clip("speech_like", speech_like(seconds, 1, sampling_rate))]
+    if stress:
+        for name in ("chirp", "impulse", "silence", "loud_noise"):
+            clips.append(Clip(name, SIGNALS[name](STRESS_SECONDS, 1, sampling_rate), stress=True))
+        clips.append(Clip("very_short", speech_like(VERY_SHORT, 3, sampling_rate), stress=True))
     return clips
 
 

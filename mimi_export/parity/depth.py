@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 FRAMES_PER_CALL: tuple[int | str, ...] = (1, 2, 3, 4, 7, "mixed")
@@ -28,18 +27,17 @@ class Depth:
     structure: bool
     listen: bool
 
-    def skipped(self) -> Iterator[str]:
+    def skipped(self) -> list[str]:
         """What is not looked at, for people."""
-        if not self.stress:
-            yield "difficult signals, if no audio is given"
-        if left := [str(way) for way in FRAMES_PER_CALL if way not in self.calls]:
-            yield f"calls of {', '.join(left)} frames along a clip"
-        if not self.situations:
-            yield "old streams, different rows, every size of call, levels, states"
-        if not self.structure:
-            yield "the graphs node by node beside ones traced anew"
-        if not self.listen:
-            yield "what a listener would notice (--listen)"
+        left = ", ".join(str(way) for way in FRAMES_PER_CALL if way not in self.calls)
+        looked_at = {
+            "difficult signals, if no audio is given": self.stress,
+            f"calls of {left} frames along a clip": not left,
+            "old streams, different rows, every size of call, levels, states": self.situations,
+            "the graphs node by node beside ones traced anew": self.structure,
+            "what a listener would notice (--listen)": self.listen,
+        }
+        return [line for line, looked in looked_at.items() if not looked]
 
 
 QUICK = Depth(4.0, stress=False, calls=("mixed",), situations=False, structure=False, listen=False)

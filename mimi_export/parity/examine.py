@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +56,9 @@ def read_files(artifact: Artifact, checkpoint: Checkpoint) -> Files:
         weights[kind] = stored_weights(arrays, module.state_dict())
         steps[kind] = turning_steps(arrays, artifact.geometry)
     encoder = weights["encoder"]
-    return Files(artifact, faults, weights, steps, stored_quantizers(encoder), _projected_db(encoder))
-
-
-def _projected_db(weights: Mapping[str, StoredWeight]) -> float:
-    """How exactly an encoder knows the projection of its own latents: in float32, or by rounded activations."""
-    coarse = any(".codebooks." in name or name.endswith(".projection") for name in integers(weights))
-    return COARSE_DB if coarse else LATENTS_DB
+    coarse = any(".codebooks." in name or name.endswith(".projection") for name in integers(encoder))
+    projected_db = COARSE_DB if coarse else LATENTS_DB
+    return Files(artifact, faults, weights, steps, stored_quantizers(encoder), projected_db)
 
 
 def compare_latents(files: Files, truth: ReferenceClip, result: ClipResult, provider: str = "cpu") -> Difference | None:
@@ -96,8 +91,7 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip, pro
     """All graphs in all `situations`; data and states come from a clip."""
     artifact = files.artifact
     found: list[Outcome] = []
-    for kind in artifact.manifest.shape.kinds:
-        graph = artifact.spec(kind)
+    for kind, graph in artifact.manifest.specs.items():
         tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
         module = step_functions(reference.checkpoint, graph, files.weights[kind])
         rounded = integers(files.weights[kind])

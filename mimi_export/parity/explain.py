@@ -12,25 +12,25 @@ the same shape. If that gives the graph's own values, it is what happened.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from mimi_export.contract.decibels import decibels
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import GraphSpec, conv_state_name
 from mimi_export.errors import GraphError
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
-from mimi_export.parity.metrics import level_and_gain
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.reference import Reference, ReferenceClip, graph_input
 from mimi_export.parity.results import Explanation
 from mimi_export.parity.rounded import RoundedProducts
@@ -43,22 +43,19 @@ LIMITS = {"fp32": 90.0, "fp16": 40.0, "int8": 15.0}
 CALL_FRAMES = (3, 1)  # frames a call of the first and the second walk over the clip
 EXTRA_FRAMES = 12  # frames looked at after the first token has left the attention window
 
-Array = npt.NDArray[Any]
 States = dict[str, Array]
 
 
 def explain(artifact: Artifact, reference: Reference, truth: ReferenceClip, provider: str = "cpu") -> list[Explanation]:
     """The first difference of each graph; a graph without one is not in the list."""
     limit = LIMITS.get(artifact.manifest.precision, 60.0)
-    found = []
+    found: list[Explanation] = []
     for kind, graph in artifact.manifest.specs.items():
         tapped = TappedGraph(artifact.graph_path(kind), graph, provider=provider)
         lockstep = Lockstep(tapped, streaming_graph(reference.checkpoint, graph), limit)
-        for frames in (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES:
-            explanation = lockstep.walk(truth, frames)
-            if explanation is not None:
-                found.append(explanation)
-                break
+        ways = (graph.shape.frames_per_call,) if graph.shape.frames_per_call else CALL_FRAMES
+        walks = filter(None, (lockstep.walk(truth, frames) for frames in ways))
+        found += itertools.islice(walks, 1)
     return found
 
 
@@ -89,12 +86,12 @@ class Lockstep:
             data = graph_input(call, self._graph)
             right, present = self.step(data, states)
             got, _ = self.tapped.step(data, states)
-            agreements = tuple((name, agreement(right[name], got[name])) for name in self.order(right) if name in got)
-            for place, value in agreements:
+            for place in (name for name in self.order(right) if name in got):
+                value = agreement(right[place], got[place])
                 if not value >= self._limit:
                     tokens = (frame + call.codes.shape[1]) * geometry.tokens_per_frame
                     cause = self._cause(place, got, data, states, index, tokens)
-                    return Explanation(self._graph.kind, place, index, frame, value, cause, agreements)
+                    return Explanation(self._graph.kind, place, index, frame, value, cause)
             states = present
             frame += call.codes.shape[1]
         return None
@@ -105,8 +102,7 @@ class Lockstep:
     ) -> tuple[dict[str, Array], States]:
         """One call of the step functions, as `TappedGraph.step`; `otherwise`: see `RoundedProducts`."""
         seen: dict[str, Tensor] = {}
-        names = [state.name for state in self._graph.states]
-        past = [torch.from_numpy(np.ascontiguousarray(states[name])) for name in names]
+        past = [torch.from_numpy(np.ascontiguousarray(states[state.name])) for state in self._graph.states]
         with RoundedProducts(self.rounded, otherwise):
             outputs = self._module.run(seen.__setitem__, torch.from_numpy(data), *past)
         found = {tensor.name: value.numpy() for tensor, value in zip(self._graph.outputs, outputs, strict=True)}
@@ -126,8 +122,7 @@ class Lockstep:
         """The states that a stage reads and writes."""
         names = {f"conv_{stage}_state"}
         if stage.startswith("transformer_"):
-            index = stage.removeprefix("transformer_")
-            names = {f"key_{index}", f"value_{index}"}
+            names = {stage.replace("transformer", word) for word in ("key", "value")}
         if stage == "latents" and self._graph.kind == "encoder":
             names = {"conv_ds_state"}
         if stage == self._graph.data_output.name and self._graph.kind == "decoder":
@@ -159,9 +154,8 @@ class Lockstep:
         read = self._states_of(stage)
         if len(read) == 2:
             first, second = read
-            yield f"the states {first} and {second} are swapped", {
-                **states, first: states[second], second: states[first]
-            }  # fmt: skip
+            swapped = {**states, first: states[second], second: states[first]}
+            yield f"the states {first} and {second} are swapped", swapped
         for name in read:
             value = states[name]
             if not value.any():
@@ -172,8 +166,7 @@ class Lockstep:
                     yield f"the state {other} is read in place of {name}", {**states, name: candidate}
             if value.ndim >= 3 and value.shape[2] > 1:
                 for shift in (1, -1):
-                    rolled = np.roll(value, shift, axis=2)
-                    yield f"the state {name} is read shifted by one", {**states, name: rolled}
+                    yield f"the state {name} is read shifted by one", {**states, name: np.roll(value, shift, axis=2)}
 
 
 def named_present(states: Mapping[str, Array]) -> dict[str, Array]:
@@ -187,14 +180,21 @@ def agreement(right: Array, got: Array) -> float:
 
 
 def agreement_and_gain(right: Array, got: Array) -> tuple[float, float]:
-    """The same, and by which share the second is louder."""
+    """The same, and by which share the second as a whole is louder; both to three digits.
+
+    Sums stay in the tensors' own type: for thousands of tensors a call, `metrics.Comparison` takes ten times as long.
+    """
     if right.shape != got.shape and right.ndim == 3 and right.shape == got.swapaxes(1, 2).shape:
         got = got.swapaxes(1, 2)
     if right.shape != got.shape:
         return -math.inf, 0.0
     if right.dtype.kind == "i":
         return math.inf if np.array_equal(right, got) else -math.inf, 0.0
-    return level_and_gain(right, got)
+    signal, error = right.ravel(), (got - right).ravel()
+    power, left = float(signal @ signal), float(error @ error)
+    if not math.isfinite(left):
+        return -math.inf, 0.0
+    return decibels(power, left), float(signal @ error) / power if power else 0.0
 
 
 class TappedGraph:
@@ -221,10 +221,9 @@ class TappedGraph:
             raise GraphError(f"{path} does not load: {str(error).strip().splitlines()[0]}") from error
         check_started(self._session, provider)
 
-    def initial_states(self, batch: int = 1) -> States:
-        """Zeros that begin a stream, by name; a fixed batch stays what it is."""
-        kinds = {"float32": np.float32, "int64": np.int64}
-        return {state.name: np.zeros(state.initial_shape(batch), kinds[state.dtype]) for state in self.spec.states}
+    def initial_states(self) -> States:
+        """Zeros that begin a stream, by name: one row, or as many as the graph fixes."""
+        return {state.name: np.zeros(state.initial_shape(1), state.dtype) for state in self.spec.states}
 
     def step(self, data: Array, states: States) -> tuple[dict[str, Array], States]:
         """One call: every place that it shows, by name (taps, outputs), and the states for the next call."""

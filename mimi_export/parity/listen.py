@@ -4,23 +4,10 @@
     ViSQOL      1 … 5   quality of speech at 16 kHz (Chinen et al. 2020), by `visqol-python`
     Zimtohrli   1 … 5   near the just noticeable difference, at 48 kHz (Alakuijala et al. 2024), by `zimtohrli`
 
-They come with the extra `listen` and are imported when they are first asked for. `python scripts/judge_demo.py
---calibrate` prints what known distortions of the demo's speech measure, here of an old recording and of a near voice:
-
-    noise 50 dB below       0.998  4.99  4.80    1.000  5.00  4.89
-    noise 40 dB below       0.987  4.97  4.24    1.000  4.96  4.32
-    noise 30 dB below       0.949  4.79  3.52    0.998  4.86  3.46
-    noise 20 dB below       0.882  4.24  3.10    0.984  4.45  2.70
-    noise 10 dB below       0.745  3.22  2.68    0.898  3.58  2.19
-    nothing above 4 kHz     0.994  4.33  2.43    0.998  4.29  2.36
-    nothing above 2 kHz     0.830  3.23  2.45    0.660  3.11  1.83
-    codebook 7 random       0.992  4.99  4.98    0.999  4.99  4.98
-    codebook 4 random       0.874  4.79  4.61    0.964  4.81  4.54
-    codebook 1 random       0.252  2.61  2.12    0.212  2.32  1.68
-    codebook 0 random       0.562  3.17  2.51    0.620  3.16  2.17
-
-`WORDS` has its limits between them. Speech with noise 20 dB below it, and that of a narrow telephone line (4 kHz), is
-understood word by word; below 2 kHz, or with noise at 10 dB, words are lost; nobody hears noise at 50 dB.
+They come with the extra `listen` and are imported when they are first asked for. `WORDS` has its limits between what
+known distortions of the demo's speech measure (`python scripts/judge_demo.py --calibrate`; `tests/test_listen.py` has
+them). Speech with noise 20 dB below it, and that of a narrow telephone line (4 kHz), is understood word by word; below
+2 kHz, or with noise at 10 dB, words are lost; nobody hears noise at 50 dB.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +22,15 @@ from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GraphKind
 from mimi_export.errors import ArtifactError
 from mimi_export.model.checkpoint import Checkpoint
-from mimi_export.parity.clips import Clip, clips_from_arrays
+from mimi_export.parity.clips import Clip
 from mimi_export.parity.depth import FRAMES_PER_CALL
 from mimi_export.parity.examine import compare_latents, read_files, run_situations
 from mimi_export.parity.explain import agreement
-from mimi_export.parity.metrics import Audio, AudioComparison, Comparison
-from mimi_export.parity.reference import (
-    Piece,
-    Reference,
-    ReferenceClip,
-    decoder_input,
-    wanted_codebooks,
-)
+from mimi_export.parity.metrics import Array, Audio, AudioComparison, Comparison, Difference
+from mimi_export.parity.reference import Piece, Reference, ReferenceClip, decoder_input, wanted_codebooks
 from mimi_export.parity.results import DRIFT_SECONDS, ClipResult, Excerpt, Timeline, Timing, VariantReport
 from mimi_export.parity.ties import Agreement, judge_codes
-from mimi_export.runtime import Codec, DecoderStream, Encoded
+from mimi_export.runtime import Codec, DecoderStream
 from mimi_export.runtime.integers import check_artifact
 from mimi_export.runtime.session import provider_name
 from mimi_export.runtime.stream import SampleStream
@@ -45,14 +38,14 @@ from mimi_export.runtime.stream import SampleStream
 MIXED = (1, 4, 2, 7, 3, 1, 1, 13)
 EXCERPT_SECONDS = 12.0
 
-Array = npt.NDArray[Any]
+Verdict = npt.NDArray[np.uint8]
 logger = logging.getLogger(__name__)
 
 
 def measure(
     variant: Artifact | str | os.PathLike[str],
     checkpoint: Checkpoint,
-    clips: Sequence[Clip] | Mapping[str, Audio],
+    clips: Sequence[Clip],
     frames_per_call: Sequence[int | str] = FRAMES_PER_CALL,
     progress: Progress = logger.info,
     reference: Reference | None = None,
@@ -78,9 +71,6 @@ def measure(
     artifact = variant if isinstance(variant, Artifact) else load_artifact(variant)
     if artifact.manifest.precision == "int8":
         check_artifact(artifact)
-    listed = clips_from_arrays(clips) if isinstance(clips, Mapping) else list(clips)
-    if not listed:
-        raise ValueError("no clips to measure")
     if artifact.geometry != checkpoint.geometry:
         raise ArtifactError(
             f"{artifact.path} was exported from {artifact.manifest.source.model}, whose sizes are not those of "
@@ -88,8 +78,8 @@ def measure(
         )
     if reference is None:
         with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as own:
-            return Measurement(artifact, own, progress, provider).run(listed, frames_per_call, situations)
-    return Measurement(artifact, reference, progress, provider).run(listed, frames_per_call, situations)
+            return Measurement(artifact, own, progress, provider).run(clips, frames_per_call, situations)
+    return Measurement(artifact, reference, progress, provider).run(clips, frames_per_call, situations)
 
 
 class Measurement:
@@ -103,29 +93,22 @@ class Measurement:
         self.files = read_files(artifact, reference.checkpoint)
         self.shape = artifact.manifest.shape
 
-    def run(
-        self, clips: Sequence[Clip], frames_per_call: Sequence[int | str], situations: bool = True
-    ) -> VariantReport:
+    def run(self, clips: Sequence[Clip], frames_per_call: Sequence[int | str], situations: bool) -> VariantReport:
         """Measure clips, the first one in every way to call; see `measure`."""
-        fixed = self.manifest.shape.frames_per_call
+        manifest, fixed = self.manifest, self.shape.frames_per_call
         ways = [fixed] if fixed else list(frames_per_call)
-        report = VariantReport(
-            self.manifest.name,
-            str(self.artifact.path),
-            self.manifest,
-            tools=_machine(self.manifest.tools, self.provider),
-            faults=self.files.faults,
-        )
+        report = VariantReport(manifest.name, str(self.artifact.path), manifest, faults=self.files.faults)
+        report.tools = _machine(manifest.tools, self.provider)
         for clip in clips:
             truth = self.reference.clip(clip)
             self._progress(f"{clip.name}, {ways[0]} frame(s) a call")
             run = _Run(self, truth)
-            result = run.whole(_pattern(ways[0]), str(ways[0]))
+            result = run.whole(ways[0])
             result.latents = compare_latents(self.files, truth, result, self.provider)
             if not report.clips:
                 for way in ways[1:]:
                     self._progress(f"{clip.name}, {way} frame(s) a call")
-                    run.again(result, _pattern(way), str(way))
+                    run.again(way)
                 report.timing = run.timing()
                 if situations:
                     report.states = {kind: self._states(truth, kind, run.states[kind]) for kind in self.shape.kinds}
@@ -138,41 +121,29 @@ class Measurement:
     def _progress(self, step: str) -> None:
         self._told(f"{self.manifest.name}: {step}")
 
-    def judge(self, call: Piece, codes: Array) -> npt.NDArray[np.uint8]:
-        """The verdict on one call's codes `[K, T]`."""
-        return judge_codes(self.reference.quantizers, call.latents, call.codes[: self.shape.num_codebooks], codes)
-
-    def right_audio(self, call: Piece) -> Audio:
-        """What a call should sound like; nothing without a decoder."""
-        count = self.shape.decoded_codebooks
-        return np.zeros(0, np.float32) if count is None else call.audio[count]
-
     def _states(self, truth: ReferenceClip, kind: GraphKind, found: Mapping[str, Array]) -> dict[str, float]:
         right = self.reference.states(truth, self.artifact.spec(kind))
         return {name: agreement(right[name], found[name]) for name in right}
 
 
 class _Run:
-    """One clip through both graphs of a variant."""
+    """One clip through both graphs of a variant, in one way to call after the other; see `ClipNumbers`."""
 
     def __init__(self, measurement: Measurement, truth: ReferenceClip) -> None:
         self._m, self._truth = measurement, truth
-        self._frame_size = measurement.geometry.frame_size
         self._seconds: dict[GraphKind, list[float]] = {"encoder": [], "decoder": []}
+        self._codes: dict[str, Agreement] = {}
+        self._decoder_calls: dict[str, Difference] = {}
+        self._latent_calls: dict[str, Difference] = {}
         self.states: dict[GraphKind, Mapping[str, Array]] = {}
 
-    def whole(self, pattern: Sequence[int], way: str) -> ClipResult:
-        """Everything but the latents that a graph does not give."""
+    def whole(self, way: int | str) -> ClipResult:
+        """Everything but the latents that a graph does not give; the result gets what `again` finds, too."""
         m, truth, rate = self._m, self._truth, self._m.geometry.sampling_rate
-        counts, verdicts, excerpt, latents = Agreement(), [], [], Comparison()
-        decoded, end_to_end = AudioComparison(rate, self._frame_size), AudioComparison(rate, self._frame_size)
-        left = round(EXCERPT_SECONDS * rate)
-        for call, encoded, audio, heard in self._stream(pattern, end_to_end=True):
-            verdict = m.judge(call, encoded.codes)
-            counts.push(verdict)
+        decoded, end_to_end = (AudioComparison(rate, m.geometry.frame_size) for _ in range(2))
+        verdicts, excerpt, left = [], [], round(EXCERPT_SECONDS * rate)
+        for call, verdict, right, audio, heard in self._stream(way, end_to_end=True):
             verdicts.append(verdict)
-            _compare_latents(latents, call, encoded)
-            right = m.right_audio(call)
             decoded.push(right, audio)
             end_to_end.push(right, heard)
             if left > 0:
@@ -184,51 +155,45 @@ class _Run:
             stress=truth.clip.stress,
             num_samples=truth.num_samples,
             num_frames=truth.num_frames,
-            codes={way: counts},
-            decoder_calls={way: decoded.whole.difference},
+            codes=self._codes,
+            decoder_calls=self._decoder_calls,
             latents=None,
             decoder=decoded.finish(),
             end_to_end=end_to_end.finish(),
-            latent_calls={way: latents.difference} if m.shape.head != "codes" else {},
+            latent_calls=self._latent_calls,
             first_seconds={"decoder": decoded.first.difference, "end_to_end": end_to_end.first.difference},
             timeline=Timeline(energies if "decoder" in m.shape.kinds else {}, np.concatenate(verdicts, axis=1)),
             excerpt=Excerpt(*(np.concatenate(parts) for parts in zip(*excerpt, strict=True))),
         )
 
-    def again(self, result: ClipResult, pattern: Sequence[int], way: str) -> None:
+    def again(self, way: int | str) -> None:
         """The same clip in another way to call: only what the encoder gives, and the decoder's audio."""
-        counts, comparison, latents = Agreement(), Comparison(), Comparison()
-        for call, encoded, audio, _ in self._stream(pattern, end_to_end=False):
-            counts.push(self._m.judge(call, encoded.codes))
-            _compare_latents(latents, call, encoded)
-            comparison.push(self._m.right_audio(call), audio)
-        result.codes[way] = counts
-        result.latent_calls |= {way: latents.difference} if self._m.shape.head != "codes" else {}
-        result.decoder_calls[way] = comparison.difference
+        for _ in self._stream(way, end_to_end=False):
+            pass
 
     def timing(self) -> dict[GraphKind, Timing]:
         """Milliseconds a frame of the calls in `whole`, without the first ten calls where there are more."""
         found: dict[GraphKind, Timing] = {}
         for kind in self._m.shape.kinds:
-            seconds = self._seconds[kind]
-            kept = np.array(seconds[10:] or seconds) * 1000
+            kept = 1000 * np.array(self._seconds[kind][10:] or self._seconds[kind])
             found[kind] = Timing(float(np.median(kept)), float(np.percentile(kept, 95)))
         return found
 
-    def _stream(self, pattern: Sequence[int], end_to_end: bool) -> Iterator[tuple[Piece, Encoded, Audio, Audio]]:
-        """For each call: its reference, what the encoder gives, audio of the reference's codes, audio of the own codes.
+    def _stream(self, way: int | str, end_to_end: bool) -> Iterator[tuple[Piece, Verdict, Audio, Audio, Audio]]:
+        """For each call: its reference, the verdict on its codes, right audio, audio of the right and of the own codes.
 
         As long as all codes are the reference's, the last two are one stream; it is forked at the first difference. A
-        decoder that takes latents gets those; without a decoder all audio is empty. The encoder's are of one row.
+        decoder that takes latents gets those; without a decoder all audio is empty.
         """
-        codec, shape, frame_size = self._m.codec, self._m.shape, self._frame_size
+        codec, shape, frame_size = self._m.codec, self._m.shape, self._m.geometry.frame_size
         rows = shape.rows or 1  # all the same, and the first one counts
         encoder: SampleStream = codec.encoder.stream(rows) if shape.num_codebooks else codec.encoder.latents(rows)
         decoder = codec.decoder.stream(rows) if "decoder" in shape.kinds else None
         fork: DecoderStream | None = None
-        audio = heard = np.zeros(0, np.float32)
+        counts, decoded, given = Agreement(), Comparison(), Comparison()
+        wanted = audio = heard = np.zeros(0, np.float32)
         done = 0
-        for call in self._truth.calls(pattern):
+        for call in self._truth.calls(MIXED if way == "mixed" else [int(way)]):
             frames = call.codes.shape[1]
             done += frames
             last = done == self._truth.num_frames
@@ -240,39 +205,35 @@ class _Run:
             middle = time.perf_counter()
             codes = np.concatenate([part.codes for part in parts], axis=2)[0]
             latents = np.concatenate([part.latents for part in parts], axis=1)[0]
+            verdict = judge_codes(self._m.reference.quantizers, call.latents, call.codes[: shape.num_codebooks], codes)
+            counts.push(verdict)
+            if latents.size:
+                given.push(call.latents.T, latents)
             if decoder is not None:
                 own, right = codes if shape.decoded_codebooks else latents, decoder_input(call, shape)
                 if end_to_end and fork is None and not np.array_equal(own, right):
                     fork = codec.decoder.stream(rows)
                     fork.restore(decoder.snapshot())
                 before = time.perf_counter()
-                audio = _decode(decoder, right, last)
+                wanted, audio = call.audio[shape.decoded_codebooks or 0], _decode(decoder, right, last)
                 after = time.perf_counter()
                 self._seconds["decoder"] += [(after - before) / frames] if end_to_end else []
                 heard = audio if fork is None else _decode(fork, own, last)
             self._seconds["encoder"] += [(middle - begin) / frames] if end_to_end else []
-            yield call, Encoded(codes, latents), audio[: frames * frame_size], heard[: frames * frame_size]
+            audio, heard = audio[: frames * frame_size], heard[: frames * frame_size]
+            decoded.push(wanted, audio)
+            yield call, verdict, wanted, audio, heard
+        self._codes[str(way)], self._decoder_calls[str(way)] = counts, decoded.difference
+        if shape.head != "codes":
+            self._latent_calls[str(way)] = given.difference
         if end_to_end:
             self.states = {"encoder": encoder.snapshot().states}
             self.states |= {"decoder": decoder.snapshot().states} if decoder else {}
 
 
-def _compare_latents(comparison: Comparison, call: Piece, encoded: Encoded) -> None:
-    if encoded.latents.size:
-        comparison.push(call.latents.T, encoded.latents)
-
-
 def _decode(stream: DecoderStream, data: Array, last: bool) -> Audio:
     audio = stream.push(np.repeat(data[None], stream.batch, axis=0))[0]
     return np.concatenate([audio, stream.flush()[0]]) if last else audio
-
-
-def _pattern(way: int | str) -> Sequence[int]:
-    if way == "mixed":
-        return MIXED
-    if not isinstance(way, int) or way < 1:
-        raise ValueError(f"frames per call is {way!r}, expected 1 or more, or 'mixed'")
-    return (way,)
 
 
 def _machine(tools: Mapping[str, str], provider: str) -> dict[str, str]:

@@ -26,8 +26,8 @@ Audio = npt.NDArray[np.float32]
 class Difference:
     """How far a result is from its reference.
 
-    `cosine` is 1 for two silences, 0 where one is silent or NaN is there; `max_abs` the largest difference of two
-    samples.
+    `snr_db` is `10·log10(Σ reference² / Σ (result - reference)²)`; `cosine` is 1 for two silences, 0 where one is
+    silent or NaN is there; `max_abs` the largest difference of two samples.
     """
 
     snr_db: float
@@ -69,11 +69,6 @@ class Comparison:
         self._max = max(self._max, float(np.abs(difference).max()))
 
     @property
-    def snr_db(self) -> float:
-        """`10·log10(Σ reference² / Σ (result - reference)²)`."""
-        return decibels(self._signal, self._error) if self._count else math.nan
-
-    @property
     def difference(self) -> Difference:
         """What all that was pushed has come to."""
         if not self._count:
@@ -85,7 +80,7 @@ class Comparison:
             cosine = 1.0 if self._error == 0 else 0.0
         else:
             cosine = self._product / norm
-        return Difference(self.snr_db, cosine, self._max)
+        return Difference(decibels(self._signal, self._error), cosine, self._max)
 
 
 def difference_of(reference: Array, result: Array) -> Difference:
@@ -93,23 +88,6 @@ def difference_of(reference: Array, result: Array) -> Difference:
     comparison = Comparison()
     comparison.push(reference, result)
     return comparison.difference
-
-
-def snr_db(reference: Array, result: Array) -> float:
-    """Signal-to-noise ratio of a whole signal; shapes must be equal (`ValueError`)."""
-    return difference_of(reference, result).snr_db
-
-
-def level_and_gain(reference: Array, result: Array) -> tuple[float, float]:
-    """SNR in dB of two float tensors, and by which share the result as a whole is louder; both to three digits.
-
-    Sums stay in the tensors' own type: for thousands of tensors a call, `Comparison` takes ten times as long.
-    """
-    signal, error = reference.ravel(), (result - reference).ravel()
-    power, left = float(signal @ signal), float(error @ error)
-    if not math.isfinite(left):
-        return -math.inf, 0.0
-    return decibels(power, left), float(signal @ error) / power if power else 0.0
 
 
 class Energies:

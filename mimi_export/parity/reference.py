@@ -19,7 +19,6 @@ Pieces are kept on disk, so that any number of variants can be measured against 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimi_export.contract.files import scratch_directory
 from mimi_export.contract.geometry import Geometry
@@ -40,15 +39,12 @@ from mimi_export.model import upstream
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import initial_states, streaming_graph
 from mimi_export.parity.clips import Clip
-from mimi_export.parity.metrics import Audio
+from mimi_export.parity.metrics import Array, Audio
 from mimi_export.parity.ties import ResidualQuantizer
 
 MAX_FRAMES = 1250  # frames of one batch call: 100 s of Kyutai's model need about 2 GB
 PIECE_FRAMES = 250  # frames kept of each further call
 STEP_FRAMES = 16  # frames of one call of the step functions
-
-Array = npt.NDArray[Any]
-logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
@@ -109,20 +105,12 @@ class Reference:
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        num_codebooks: Sequence[int],
-        progress: Progress = logger.info,
-        max_frames: int = MAX_FRAMES,
+        self, checkpoint: Checkpoint, num_codebooks: Sequence[int], progress: Progress, max_frames: int = MAX_FRAMES
     ) -> None:
-        self.checkpoint = checkpoint
-        self.geometry = checkpoint.geometry
+        self.checkpoint, self.geometry, self._progress = checkpoint, checkpoint.geometry, progress
         self.num_codebooks = sorted(set(num_codebooks))
-        for count in filter(None, self.num_codebooks):
-            self.geometry.check_num_codebooks(count)
         self._decoded = self.num_codebooks if upstream.has_decoder(checkpoint.model) else []
         self.quantizers = _quantizers(checkpoint)
-        self._progress = progress
         self._context = context_frames(self.geometry)
         self._max_frames = max(max_frames, self._context + 1)
         self._folder = scratch_directory("parity")
@@ -154,27 +142,26 @@ class Reference:
         frame_size = self.geometry.frame_size
         directory = Path(self._folder.name) / str(len(self._clips))
         directory.mkdir()
-        past = np.zeros(0, np.float32)
-        past_codes = np.zeros((self.num_codebooks[-1], 0), np.int64)
         past_latents = np.zeros((self.geometry.hidden_size, 0), np.float32)
+        past_codes = np.zeros((self.num_codebooks[-1], 0), np.int64)
+        past = Piece(np.zeros(0, np.float32), past_latents, past_codes, {})
         num_samples = num_frames = index = 0
         for samples, real in self._runs(clip):
-            heard = np.concatenate([past, samples])
-            latents, codes = self._encode(heard)
-            skip = len(past) // frame_size
-            latents, codes = latents[:, skip:], codes[:, skip:]
-            all_codes = np.concatenate([past_codes, codes], axis=1)
-            all_latents = np.concatenate([past_latents, latents], axis=1)
-            arrays: dict[str, Any] = {"samples": samples, "latents": latents, "codes": codes}
+            skip = past.codes.shape[1]
+            latents, codes = self._encode(np.concatenate([past.samples, samples]))
+            piece = Piece(samples, latents[:, skip:], codes[:, skip:], {})
+            heard = join(past, piece)
+            arrays: dict[str, Any] = {"samples": samples, "latents": piece.latents, "codes": piece.codes}
             for count in self._decoded:
-                decoded = self._decode(all_codes[None, :count] if count else all_latents[None])
-                arrays[f"audio{count}"] = decoded[0, 0].numpy()[past_codes.shape[1] * frame_size :]
+                decode = upstream.decode if count else upstream.decode_latents
+                data = heard.codes[None, :count] if count else heard.latents[None]
+                decoded = decode(self.checkpoint.model, torch.from_numpy(data.copy()))
+                arrays[f"audio{count}"] = decoded[0, 0].numpy()[skip * frame_size :]
             np.savez(directory / f"{index}.npz", **arrays)
-            past = heard[max(0, len(heard) - self._context * frame_size) :]
-            kept = slice(max(0, all_codes.shape[1] - self._context), None)
-            past_codes, past_latents = all_codes[:, kept], all_latents[:, kept]
+            frames = heard.codes.shape[1]
+            past = split(heard, max(0, frames - self._context), frames)
             num_samples += real
-            num_frames += codes.shape[1]
+            num_frames += frames - skip
             index += 1
         return ReferenceClip(clip, directory, num_samples, num_frames, index)
 
@@ -185,11 +172,6 @@ class Reference:
             return latents[0].numpy(), np.zeros((0, latents.shape[2]), np.int64)
         codes = upstream.quantize_latents(model, latents, self.num_codebooks[-1])
         return latents[0].numpy(), codes[0].numpy()
-
-    def _decode(self, data: Array) -> Tensor:
-        """Audio from codes or latents."""
-        decode = upstream.decode_latents if data.dtype.kind == "f" else upstream.decode
-        return decode(self.checkpoint.model, torch.from_numpy(data.copy()))
 
     def _runs(self, clip: Clip) -> Iterator[tuple[Audio, int]]:
         """Whole frames of a clip, as many as one batch call may have, and how many samples of them are real."""
@@ -283,8 +265,7 @@ def _quantizers(checkpoint: Checkpoint) -> list[ResidualQuantizer]:
     found = []
     for name in ("semantic", "acoustic"):
         residual: Any = getattr(quantizer, f"{name}_residual_vector_quantizer")
-        projection: nn.Module | None = residual.input_proj
-        matrix = None if projection is None else _float64(projection.weight[:, :, 0])  # type: ignore[index]
+        matrix = None if residual.input_proj is None else _float64(residual.input_proj.weight[:, :, 0])
         found.append(ResidualQuantizer(matrix, [_float64(layer.codebook.embed) for layer in residual.layers]))
     return found
 

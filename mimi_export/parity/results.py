@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,8 @@ from mimi_export.contract.manifest import Manifest
 from mimi_export.contract.report import Heard
 from mimi_export.contract.report import NotMeasured as NotMeasured
 from mimi_export.contract.spec import GraphKind
-from mimi_export.parity.metrics import Audio, AudioDifference, Difference
+from mimi_export.parity.metrics import Array, Audio, AudioDifference, Difference
 from mimi_export.parity.ties import Agreement
-
-Array = npt.NDArray[Any]
 
 DRIFT_SECONDS = 10.0
 METRIC_WORDS = {
@@ -91,11 +88,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The first place where a graph parts from the step functions.
-
-    `place` is a stage (a tap's name), a state or the data output; `agreement` holds all places of that call in the
-    order of computation, in dB.
-    """
+    """The first place where a graph parts from the step functions: a stage (a tap's name), a state or the output."""
 
     kind: GraphKind
     place: str
@@ -103,7 +96,6 @@ class Explanation:
     frame: int
     snr_db: float
     cause: str
-    agreement: tuple[tuple[str, float], ...]
 
     @property
     def line(self) -> str:
@@ -132,10 +124,8 @@ class Timeline:
         total = self.verdict.shape[1]
         if total < 2 * frames:
             return {}
-        ends = {
-            what: (self.snr_db(what, 0, frames), self.snr_db(what, total - frames, total)) for what in self.energies
-        }
-        return {what: Drift(*both) for what, both in ends.items()}
+        ends = ((0, frames), (total - frames, total))
+        return {what: Drift(*(self.snr_db(what, *end) for end in ends)) for what in self.energies}
 
 
 @dataclass(frozen=True)

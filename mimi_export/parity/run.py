@@ -1,6 +1,6 @@
 """Measure and judge any number of variant directories against the models they were made from.
 
-`check_parity` is the command; `ParityGate` is what `build` asks of a variant before it counts as good.
+`check_parity` is the command; `parity_gate` is what `build` asks of a variant before it counts as good.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.progress import Progress
-from mimi_export.contract.recipes import ConvertRecipe, ExportRecipe, Variant
+from mimi_export.contract.recipes import ConvertRecipe, Variant
 from mimi_export.errors import ArtifactError, ParityError
 from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint, load_source
 from mimi_export.parity.checks import budgets_for, judge
-from mimi_export.parity.clips import Clip, clips_from_arrays, default_clips
+from mimi_export.parity.clips import Clip, default_clips
 from mimi_export.parity.depth import DEFAULT, Depth
 from mimi_export.parity.explain import explain
 from mimi_export.parity.listen import listen
@@ -68,7 +68,7 @@ def check_parity(
         AudioError: a clip cannot be read.
         ConfigError: there is no such provider, or it does not start.
     """
-    run = ParityRun([])
+    run, ways = ParityRun([]), frames_per_call or depth.calls
     groups: dict[tuple[str, str | None], list[Artifact]] = {}
     for directory in dict.fromkeys(os.fspath(directory) for directory in directories):
         try:
@@ -96,11 +96,10 @@ def check_parity(
                     tracer.begin(artifact)
             for artifact in artifacts:
                 try:
-                    ways = depth.calls if frames_per_call is None else frames_per_call
                     report = measure(
                         artifact, checkpoint, listed, ways, progress, reference, depth.situations, provider
                     )
-                    report.skipped = [*depth.skipped()]
+                    report.skipped = depth.skipped()
                     if depth.structure:
                         progress(f"{report.name}: beside the graphs traced anew")
                         tracer.judge(artifact, report)
@@ -117,35 +116,23 @@ def check_parity(
     return run
 
 
-class ParityGate:
-    """Judges built variants by the budgets of `variants`, configurations by name; `mimi-export parity` measures more.
+def parity_gate(
+    variants: Mapping[str, Variant], load: Load, model: str | None, revision: str | None, progress: Progress
+) -> Callable[[Variant, Path], None]:
+    """What judges built variants by the budgets of `variants`, configurations by name; `check_parity` measures more.
 
-    The reference is `model` at `revision`, by default what each variant's configuration, or its parent's, names.
+    The reference is `model` at `revision`, or what each variant's configuration, or its parent's, names. What is given
+    back raises `ParityError`, naming every missed budget, unless the variant at a path is good.
     """
 
-    def __init__(
-        self,
-        variants: Mapping[str, Variant],
-        load: Load,
-        model: str | None = None,
-        revision: str | None = None,
-        progress: Progress = logger.info,
-    ) -> None:
-        self._variants, self._load, self._progress = variants, load, progress
-        self._model, self._revision = model, revision
-
-    def __call__(self, variant: Variant, path: Path) -> None:
-        """Raise `ParityError`, naming every missed budget, unless the variant at `path` is good."""
-        recipe = self._export_recipe(variant)
+    def gate(variant: Variant, path: Path) -> None:
+        recipe = variant.recipe
+        while isinstance(recipe, ConvertRecipe):
+            recipe = variants[recipe.parent].recipe
+        name, wanted = (model, revision) if model else (recipe.model, recipe.revision)
+        clips = [Clip("speech", speech_like(GATE_SECONDS))]
         run = check_parity(
-            [path],
-            clips_from_arrays({"speech": speech_like(GATE_SECONDS)}),
-            model=self._model or recipe.model,
-            revision=self._revision if self._model else recipe.revision,
-            depth=GATE,
-            variants=self._variants,
-            progress=self._progress,
-            load=self._load,
+            [path], clips, model=name, revision=wanted, depth=GATE, variants=variants, progress=progress, load=load
         )
         if run.problems:
             raise ParityError(
@@ -153,9 +140,4 @@ class ParityGate:
                 f"{'; '.join(run.problems)}"
             )
 
-    def _export_recipe(self, variant: Variant) -> ExportRecipe:
-        """Of the variant itself, or of the fp32 one that it was converted from."""
-        recipe = variant.recipe
-        while isinstance(recipe, ConvertRecipe):
-            recipe = self._variants[recipe.parent].recipe
-        return recipe
+    return gate

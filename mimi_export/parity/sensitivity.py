@@ -15,9 +15,8 @@ import re
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -30,7 +29,6 @@ from mimi_export.errors import ArtifactError
 from mimi_export.export.calibration import Calibration
 from mimi_export.export.convert import names_of, rewrite_graph
 from mimi_export.export.precision import weight_forms
-from mimi_export.media.signals import speech_like
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.parity.clips import Clip
 from mimi_export.parity.explain import TappedGraph
@@ -45,8 +43,7 @@ FIRST_OF_LAYERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One conversion: which group stayed float32, and what came of it, against all groups in 8 bits."""
 
     graph: GraphKind
@@ -55,27 +52,6 @@ class Row:
     gained_db: float
     more_mib: float
     more_ms: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
-    def cells(self) -> tuple[str | float, ...]:
-        """For a table."""
-        numbers = (self.snr_db, self.gained_db, self.more_mib, self.more_ms)
-        return (self.graph, self.group, *(round(number, 2) for number in numbers))
-
-
-@dataclass(frozen=True)
-class _Trial:
-    snr_db: float
-    mib: float
-    graph: TappedGraph
-
-
-def speech_clip(sampling_rate: int, seconds: float) -> Clip:
-    """Generated speech-like sound, where no recording is given."""
-    return Clip("speech_like", samples=speech_like(seconds, 1, sampling_rate))
 
 
 def weight_groups(names: Iterable[str]) -> list[str]:
@@ -120,81 +96,70 @@ def measure_sensitivity(
     with Reference(checkpoint, wanted_codebooks([artifact.manifest.shape]), progress) as reference:
         truth = reference.clip(clip)
         calibration = Calibration(artifact.geometry, options.calibrate)
+        calls = math.ceil(int(seconds * artifact.geometry.frame_rate) / (artifact.manifest.shape.frames_per_call or 1))
         for kind in artifact.manifest.shape.kinds:  # the encoder first, which calibrates the decoder
-            rows += _Graph(artifact, kind, truth, options, seconds, calibration, provider, progress).rows()
+            rows += _rows(artifact, kind, truth, options, max(1, calls), calibration, provider, progress)
     return rows
 
 
-class _Graph:
+def _rows(
+    artifact: Artifact,
+    kind: GraphKind,
+    truth: ReferenceClip,
+    options: Int8Options,
+    calls: int,
+    calibration: Calibration,
+    provider: str,
+    progress: Progress,
+) -> list[Row]:
     """The trials of one graph."""
+    spec, model = artifact.spec(kind), ir.load(artifact.graph_path(kind))
+    names = names_of(weight_forms(model, kind, options), "int8")
+    rounded = calibration.round(model, spec, names, progress)
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        kind: GraphKind,
-        truth: ReferenceClip,
-        options: Int8Options,
-        seconds: float,
-        calibration: Calibration,
-        provider: str,
-        progress: Progress,
-    ) -> None:
-        self.spec, self.kind, self.options = artifact.spec(kind), kind, options
-        self.truth, self.provider, self.progress = truth, provider, progress
-        self.frames_per_call = self.spec.shape.frames_per_call or 1
-        self.calls = max(1, math.ceil(int(seconds * artifact.geometry.frame_rate) / self.frames_per_call))
-        self.model = ir.load(artifact.graph_path(kind))
-        forms = weight_forms(self.model, kind, options)
-        self.groups = weight_groups(names_of(forms, "int8"))
-        self.rounded = calibration.round(self.model, self.spec, names_of(forms, "int8"), progress)
-
-    def rows(self) -> list[Row]:
-        base = self._try("everything in 8 bits", self.options)
-        rows = []
-        for group in self.groups:
-            kept = (*self.options.keep_float, f"{self.kind}:{group}")
-            trial = self._try(f"{group} in float32", dataclasses.replace(self.options, keep_float=kept))
-            more_ms = self._more_ms(base.graph, trial.graph)
-            rows.append(Row(self.kind, group, trial.snr_db, trial.snr_db - base.snr_db, trial.mib - base.mib, more_ms))
-        rows.sort(key=lambda row: -row.gained_db)
-        return [Row(self.kind, "(all)", base.snr_db, 0.0, 0.0, 0.0), *rows]
-
-    def _try(self, text: str, options: Int8Options) -> _Trial:
-        self.progress(f"{self.kind}: {text}")
-        forms = weight_forms(self.model, self.kind, options)
-        model = rewrite_graph(self.model, self.kind, forms, self.rounded).model
+    def attempt(text: str, options: Int8Options) -> tuple[TappedGraph, float, float]:
+        """A conversion, its SNR in dB and its size in MiB."""
+        progress(f"{kind}: {text}")
+        converted = rewrite_graph(model, kind, weight_forms(model, kind, options), rounded).model
         with scratch_directory("sensitivity") as folder:
-            path = Path(folder) / self.spec.file_name
-            ir.save(model, path)
-            mib = path.stat().st_size / 2**20
-            taps = ("latents",) if self.kind == "encoder" else ()
-            graph = TappedGraph(path, self.spec, taps, self.provider)
-        return _Trial(self._snr_db(graph), mib, graph)
+            path = Path(folder) / spec.file_name
+            ir.save(converted, path)
+            graph = TappedGraph(path, spec, ("latents",) if kind == "encoder" else (), provider)
+            return graph, _snr_db(graph, truth, calls), path.stat().st_size / 2**20
 
-    def _snr_db(self, graph: TappedGraph) -> float:
-        comparison, states = Comparison(), graph.initial_states()
-        for call in itertools.islice(self.truth.calls([self.frames_per_call]), self.calls):
-            shown, states = graph.step(graph_input(call, self.spec), states)
-            if self.kind == "encoder":
-                comparison.push(call.latents, shown["latents"][0, : call.codes.shape[1]].T)
-            else:
-                wanted = call.audio[self.spec.shape.decoded_codebooks or 0]
-                comparison.push(wanted, shown["audio_values"][0, 0, : len(wanted)])
-        return comparison.snr_db
+    base, base_db, base_mib = attempt("everything in 8 bits", options)
+    rows = []
+    for group in weight_groups(names):
+        kept = (*options.keep_float, f"{kind}:{group}")
+        trial, db, mib = attempt(f"{group} in float32", dataclasses.replace(options, keep_float=kept))
+        rows.append(Row(kind, group, db, db - base_db, mib - base_mib, _more_ms(base, trial, truth)))
+    return [Row(kind, "(all)", base_db, 0.0, 0.0, 0.0), *sorted(rows, key=lambda row: -row.gained_db)]
 
-    def _more_ms(self, first: TappedGraph, second: TappedGraph) -> float:
-        """Median of the differences of calls made in turn, on states that have filled."""
-        fixed = self.spec.shape.frames_per_call
-        data, filling = (
-            graph_input(next(self.truth.calls([fixed or frames])), self.spec) for frames in (1, FILLING_FRAMES)
-        )
-        graphs = [(graph, graph.step(filling, graph.initial_states())[1]) for graph in (first, second)]
-        differences = []
-        for _ in range(WARM_CALLS + TIMED_CALLS):
-            spent = []
-            for graph, states in graphs:
-                begin = time.perf_counter()
-                graph.step(data, states)
-                spent.append(time.perf_counter() - begin)
-            differences.append(1000 * (spent[1] - spent[0]))
-        return statistics.median(differences[WARM_CALLS:])
+
+def _snr_db(graph: TappedGraph, truth: ReferenceClip, calls: int) -> float:
+    comparison, states = Comparison(), graph.initial_states()
+    for call in itertools.islice(truth.calls([graph.spec.shape.frames_per_call or 1]), calls):
+        shown, states = graph.step(graph_input(call, graph.spec), states)
+        if graph.spec.kind == "encoder":
+            comparison.push(call.latents, shown["latents"][0, : call.codes.shape[1]].T)
+        else:
+            wanted = call.audio[graph.spec.shape.decoded_codebooks or 0]
+            comparison.push(wanted, shown["audio_values"][0, 0, : len(wanted)])
+    return comparison.difference.snr_db
+
+
+def _more_ms(first: TappedGraph, second: TappedGraph, truth: ReferenceClip) -> float:
+    """Median of the differences of calls made in turn, on states that have filled."""
+    spec = first.spec
+    sizes = (spec.shape.frames_per_call or frames for frames in (1, FILLING_FRAMES))
+    data, filling = (graph_input(next(truth.calls([size])), spec) for size in sizes)
+    graphs = [(graph, graph.step(filling, graph.initial_states())[1]) for graph in (first, second)]
+    differences = []
+    for _ in range(WARM_CALLS + TIMED_CALLS):
+        spent = []
+        for graph, states in graphs:
+            begin = time.perf_counter()
+            graph.step(data, states)
+            spent.append(time.perf_counter() - begin)
+        differences.append(1000 * (spent[1] - spent[0]))
+    return statistics.median(differences[WARM_CALLS:])

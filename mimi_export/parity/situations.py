@@ -15,16 +15,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.network import conv_layers
 from mimi_export.contract.spec import POSITION_BASE, GraphSpec, conv_state_name, position_digits
 from mimi_export.model.steps.rope import phase_steps
 from mimi_export.parity.explain import Lockstep, States, agreement, agreement_and_gain, named_present
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.results import Outcome
 from mimi_export.parity.ties import DIFFERS, ResidualQuantizer, judge_codes, search
 
@@ -35,8 +35,6 @@ EXACT_DB = 90.0  # float32 rounding of one call leaves 110 dB and more in every 
 ROUNDED_DB = 55.0  # enough where activations are rounded, as the step functions do it, but not always to the same side
 FURTHER_DB = 16.0  # and at least further apart than by other roundings, which trained weights may answer with a lot
 GAIN, STAGE_GAIN = 0.004, 0.03  # by how much a result, or a stage, may be louder than it should be, noise apart
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,9 @@ class Examiner:
     """
 
     def __init__(
-        self,
-        lockstep: Lockstep,
-        quantizers: Sequence[ResidualQuantizer],
-        exactly_db: float,
-        steps: Sequence[int],
+        self, lockstep: Lockstep, quantizers: Sequence[ResidualQuantizer], exactly_db: float, steps: Sequence[int]
     ) -> None:
-        self._steps = steps
-        self._lockstep, self._graph = lockstep, lockstep.tapped.spec
+        self._lockstep, self._graph, self._steps = lockstep, lockstep.tapped.spec, steps
         self._quantizers, self._exactly_db = quantizers, exactly_db
         self._rounded: set[str] = set()
 
@@ -110,7 +103,7 @@ class Examiner:
     def _call(self, rows: Sequence[Row]) -> Iterator[_Place]:
         """Every place of every row, in the order of computation."""
         data = np.concatenate([row.data for row in rows])
-        young = _joined([row.states for row in rows])
+        young = {name: np.concatenate([row.states[name] for row in rows]) for name in rows[0].states}
         shifts = [row.older for row in rows]
         one, present = self._lockstep.step(data, young)
         other = self._otherwise(data, young) if self._lockstep.rounded and not self._rounded else {}
@@ -160,8 +153,8 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     unit = geometry.frame_size if graph.kind == "encoder" else 1
     fixed = graph.shape.frames_per_call
     axis = graph.data_input.time_axis
-    few = _first(data, (fixed or 1) * unit, axis)
-    later = np.flip(_first(np.flip(data, axis), (fixed or 1) * unit, axis), axis)
+    few = data.take(range((fixed or 1) * unit), axis)
+    later = data.take(range(-few.shape[axis], 0), axis)
     yield Situation("start_db", "a plain call", [Row("row 0", few, full)])
     yield Situation("start_db", "a new stream", [Row("row 0", few, fresh)])
     yield Situation("start_db", "silence first", [Row("row 0", np.zeros_like(few), fresh)])
@@ -178,14 +171,14 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     ]
     yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
-        call = _first(data, size * unit, axis)
+        call = data.take(range(size * unit), axis)
         yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
         if size in FIRST_CALLS or fixed:
             yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])
     other = {name: _varied(name, array) for name, array in full.items()}
     other |= _at(other, position(full))
     rows = [Row("row 0", few, full), Row("row 1", later, other), Row("row 2", few[..., ::-1], full)]
-    yield Situation("rows_db", "different rows", [dataclasses.replace(row, data=row.data.copy()) for row in rows])
+    yield Situation("rows_db", "different rows", rows)
     yield Situation("rows_db", "new streams", [Row("row 0", few, fresh), Row("row 1", later, fresh)])
     if graph.kind == "decoder":
         for count in range(1, (graph.shape.decoded_codebooks or 0) + 1):
@@ -201,10 +194,6 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
         broken[..., 5] = np.nan
         beside = [Row("row 0, NaN", broken, full), rows[1], Row("row 2, NaN", broken, other)]
         yield Situation("rows_db", "a row beside ones with NaN", beside)
-
-
-def _first(data: Array, count: int, axis: int) -> Array:
-    return data.take(range(count), axis)
 
 
 def full_window(states: Mapping[str, Array], geometry: Geometry) -> States:
@@ -293,7 +282,3 @@ def _varied(name: str, array: Array) -> Array:
     if array.dtype.kind == "i":
         return array
     return np.ascontiguousarray(array[..., ::-1, :] * 0.8 if name.startswith("value_") else array * -0.7)
-
-
-def _joined(states: Sequence[States]) -> States:
-    return {name: np.concatenate([one[name] for one in states]) for name in states[0]}

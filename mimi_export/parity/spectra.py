@@ -77,14 +77,14 @@ def decibels_of(amplitudes: Floats) -> Floats:
 
 
 @functools.cache
-def mel_filters(sampling_rate: int, size: int = MEL_SIZE, bands: int = MEL_BANDS) -> Floats:
-    """Triangles that are equally wide on the mel scale `2595·log10(1 + f/700)`: `[size / 2 + 1, bands]`.
+def mel_filters(sampling_rate: int) -> Floats:
+    """Triangles that are equally wide on the mel scale `2595·log10(1 + f/700)`: `[MEL_SIZE / 2 + 1, MEL_BANDS]`.
 
     Each sums to 1, so a band's value is a mean amplitude.
     """
     top = 2595 * math.log10(1 + sampling_rate / 2 / 700)
-    corners = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)
-    frequencies = np.fft.rfftfreq(size, 1 / sampling_rate)[:, None]
+    corners = 700 * (10 ** (np.linspace(0, top, MEL_BANDS + 2) / 2595) - 1)
+    frequencies = np.fft.rfftfreq(MEL_SIZE, 1 / sampling_rate)[:, None]
     low, centre, high = corners[:-2], corners[1:-1], corners[2:]
     rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
     filters: Floats = np.maximum(0, np.minimum(rising, falling))

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
 from mimi_export.contract.spec import GraphSpec
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.ties import ResidualQuantizer
 
 SCALES = ".scales"
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -32,12 +30,11 @@ from mimi_export.export.variant import finish, tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import StreamingGraph, streaming_graph
 from mimi_export.parity.audit import load_model
+from mimi_export.parity.metrics import Array
 from mimi_export.parity.results import VariantReport
 from mimi_export.parity.stored import SCALES, constants
 from mimi_export.passes.rounding import Rounded
 from mimi_export.passes.taps import TAP_PREFIX
-
-Array = npt.NDArray[Any]
 
 
 class Tracer:
@@ -58,20 +55,18 @@ class Tracer:
         """Trace both graphs of a variant while something else is done, if the same tools are here."""
         if other_tools(artifact.manifest):
             return
-        for kind in artifact.manifest.shape.kinds:
-            graph = artifact.spec(kind)
+        for graph in artifact.manifest.specs.values():
             if graph not in self._traced:
                 self._traced[graph] = self._pool.submit(trace_anew, streaming_graph(self._checkpoint, graph))
 
     def judge(self, artifact: Artifact, report: VariantReport) -> None:
-        """Note where both graphs of a variant part from those traced anew, or why that is not known."""
+        """Note where both graphs of a variant that was begun part from those traced anew, or why that is not known."""
         if other := other_tools(artifact.manifest):
             report.skipped.append(f"the graphs node by node: they were traced by {other}")
             return
-        self.begin(artifact)
         found = report.faults["structure_faults"] = []
-        for kind in artifact.manifest.shape.kinds:
-            traced = onnx.ModelProto.FromString(self._traced[artifact.spec(kind)].result())
+        for kind, graph in artifact.manifest.specs.items():
+            traced = onnx.ModelProto.FromString(self._traced[graph].result())
             found += structure_faults(artifact, kind, load_model(artifact, kind), traced)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def check_batch(checkpoint: Checkpoint, directory: str | os.PathLike[str], progr
     passed = all(record.passed for record in records)
     report = Report(f"mimi-export {__version__}", passed, (), tuple(records))
     (Path(directory) / BATCH_REPORT).write_text(report.to_text(), encoding="utf-8")
-    missed = [f"{record.name}: {check.line}" for record in records for check in record.checks if not check.passed]
-    if missed:
+    if not passed:
+        missed = (f"{record.name}: {check.line}" for record in records for check in record.checks if not check.passed)
         raise ParityError("; ".join(missed))
 
 
@@ -68,7 +69,7 @@ def _measure(
 ) -> VariantRecord:
     """The record of one data type."""
     files = manifest.dtypes[dtype]
-    encoder, decoder = (_Graph(directory / files[kind]) for kind in GRAPH_KINDS)
+    encoder, decoder = (_graph(directory / files[kind]) for kind in GRAPH_KINDS)
     measured = []
     for clip in clips:
         progress(f"{dtype}: {clip.name}")
@@ -101,15 +102,9 @@ def _measure(
     )
 
 
-class _Graph:
-    """One graph as a function."""
-
-    def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def __call__(self, data: np.ndarray[Any, Any]) -> Any:
-        return self._session.run(None, {self._input: np.ascontiguousarray(data)})[0]
+def _graph(path: Path) -> Callable[[np.ndarray[Any, Any]], Any]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda data: session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(data)})[0]

@@ -11,16 +11,13 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mimi_export.parity.metrics import Audio
+from mimi_export.parity.metrics import Array, Audio
 from mimi_export.parity.ties import DIFFERS, EQUAL, FOLLOWS, TIE
-
-Array = npt.NDArray[Any]
 
 WIDTH, HEIGHT = 1000, 200  # units of an SVG's viewBox
 COLUMNS = 480  # of a picture or an envelope
@@ -117,8 +114,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def _svg(parts: Sequence[str]) -> str:
-    content = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{content}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _heights(values: Array, low: float, high: float) -> Array:

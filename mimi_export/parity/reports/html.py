@@ -6,15 +6,15 @@ mode and fits a phone.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
+from html import escape
 from importlib import resources
 
 import numpy as np
 
 from mimi_export import __version__
 from mimi_export.contract.decibels import decibels
-from mimi_export.parity.metrics import Audio
+from mimi_export.parity.metrics import Array, Audio
 from mimi_export.parity.reports import charts, tables
 from mimi_export.parity.reports.tables import Table
 from mimi_export.parity.results import ClipResult, ParityRun, VariantReport
@@ -45,40 +45,38 @@ def to_text(run: ParityRun) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>Parity: {_text(tables.verdict(run))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>Parity: {escape(tables.verdict(run))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
 def _verdict(run: ParityRun) -> str:
-    items = "".join(f"<li>{_text(line)}</li>" for line in run.problems)
+    items = "".join(f"<li>{escape(line)}</li>" for line in run.problems)
     words = "Every budget is met." if run.passed else "What is wrong, and where:"
     listed = f"<ul>{items}</ul>" if items else ""
-    cautions = "".join(f'<p class="caution">{_text(line)}</p>\n' for line in tables.cautions(run))
+    cautions = "".join(f'<p class="caution">{escape(line)}</p>\n' for line in tables.cautions(run))
     left = tables.skipped(run)
-    skipped = f"<p>Not looked at: {_text('; '.join(left))}.</p>" if left else ""
+    skipped = f"<p>Not looked at: {escape('; '.join(left))}.</p>" if left else ""
     return (
         f"<h1>mimi-export parity · ONNX streams against batch PyTorch</h1>\n{cautions}"
         f'<div class="verdict {"good" if run.passed else "bad"}">'
-        f"<strong>{_text(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>{skipped}"
+        f"<strong>{escape(tables.verdict(run).capitalize())}</strong><p>{words}</p>{listed}</div>{skipped}"
     )
 
 
 def _section(table: Table) -> str:
-    note = f"<p>{_text(table.note)}</p>" if table.note else ""
-    return f"<h2>{_text(table.title)}</h2>{note}{_grid(table)}"
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    return f"<h2>{escape(table.title)}</h2>{note}{_grid(table)}"
 
 
 def _grid(table: Table) -> str:
     """A table; on a narrow screen that of budgets becomes a list, and other sentences get a line of their own."""
     why = table.text_column
     left = [' class="why"' if why and index == why else "" for index in range(len(table.columns))]
-    head = "".join(f"<th{side}>{_text(column)}</th>" for side, column in zip(left, table.columns, strict=True))
-    body = ""
-    for row in table.rows:
-        cells = (f"<td{side}>{_cell(cell)}</td>" for side, cell in zip(left, row, strict=True))
-        body += f"<tr>{''.join(cells)}</tr>"
+    head = "".join(f"<th{side}>{escape(column)}</th>" for side, column in zip(left, table.columns, strict=True))
+    rows = ((f"<td{side}>{_cell(cell)}</td>" for side, cell in zip(left, row, strict=True)) for row in table.rows)
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     kind = f' class="{"stack" if why == BUDGET_WORDS else "told"}"' if why else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -86,7 +84,7 @@ def _grid(table: Table) -> str:
 def _cell(text: str) -> str:
     """A cell, coloured where it is a verdict."""
     tone = "good" if text in tables.GOOD else "bad" if text in tables.BAD or text.endswith(tables.WEAK) else ""
-    return f'<span class="pill {tone}">{_text(text)}</span>' if tone else _text(text)
+    return f'<span class="pill {tone}">{escape(text)}</span>' if tone else escape(text)
 
 
 def _clips(run: ParityRun) -> Iterator[str]:
@@ -98,11 +96,9 @@ def _clips(run: ParityRun) -> Iterator[str]:
         seconds, shown = first.num_samples / rate, len(first.excerpt.original) / rate
         heard = "" if shown >= seconds else f"; heard: {shown:g} s"
         signals = _signals(found)
-        body = "".join(
-            (_listen(signals, rate), _waves(found, shown), _spectra(signals, rate), _errors(found), _heat(found))
-        )
+        body = _listen(signals, rate) + _waves(found, shown) + _spectra(signals, rate) + _errors(found) + _heat(found)
         yield (
-            f"<details{' open' if index == 0 else ''}><summary>{_text(first.name)}"
+            f"<details{' open' if index == 0 else ''}><summary>{escape(first.name)}"
             f"<span>{seconds:.2f} s, {first.num_frames} frames{heard}</span></summary>{body}</details>"
         )
 
@@ -138,7 +134,7 @@ def _spectra(signals: Signals, rate: int) -> str:
     figures = []
     for name, samples in signals:
         source = charts.spectrogram_png(spectrogram(samples, rate, charts.COLUMNS))
-        picture = f'<img alt="Log-mel spectrogram of {_text(name)}" src="{source}">'
+        picture = f'<img alt="Log-mel spectrogram of {escape(name)}" src="{source}">'
         figures.append(_figure(name, "", _plot(picture, len(samples) / rate)))
     return _gallery("Spectrograms", f"<p>Log-mel, 0 to {rate // 2000} kHz, -100 to 0 dB.</p>", figures)
 
@@ -158,7 +154,7 @@ def _errors(found: Found) -> str:
     return _gallery("Error over time", f"<p>{words}</p>{legend}", figures)
 
 
-def _curve(report: VariantReport, clip: ClipResult, what: str) -> charts.Array:
+def _curve(report: VariantReport, clip: ClipResult, what: str) -> Array:
     """SNR of each second, or of more where the clip is long."""
     signal, error = clip.timeline.energies[what]
     starts = charts.span_starts(len(signal), min(charts.COLUMNS, max(1, round(_seconds(report, clip)))))
@@ -172,7 +168,7 @@ def _heat(found: Found) -> str:
         codebooks = len(clip.timeline.verdict)
         equal = tables.percent(next(iter(clip.codes.values())).equal)
         picture = (
-            f'<img class="codes" alt="Code agreement of {_text(report.name)}" '
+            f'<img class="codes" alt="Code agreement of {escape(report.name)}" '
             f'style="height:{max(90, 13 * codebooks)}px" src="{charts.heat_map(clip.timeline.verdict)}">'
         )
         words = f", {equal} equal; codebook 0 on top, {codebooks - 1} at the bottom"
@@ -182,26 +178,26 @@ def _heat(found: Found) -> str:
 
 def _states(run: ParityRun) -> str:
     """States of all variants, a row each; those of exact variants are marked where they are weak."""
-    parts = [f"<h2>States at the end of the stream</h2><p>{_text(tables.STATES_NOTE)}</p>"]
-    for table in tables.states(run):
-        parts.append(
-            f"<details><summary>{table.title}<span>{len(table.rows)} states</span></summary>{_grid(table)}</details>"
-        )
+    parts = [f"<h2>States at the end of the stream</h2><p>{escape(tables.STATES_NOTE)}</p>"]
+    parts += [
+        f"<details><summary>{table.title}<span>{len(table.rows)} states</span></summary>{_grid(table)}</details>"
+        for table in tables.states(run)
+    ]
     return "".join(parts)
 
 
 def _footer(run: ParityRun) -> str:
     sources = {f"{r.manifest.source.model} {r.manifest.source.revision or ''}".strip() for r in run.reports}
     tools = ", ".join(f"{name} {version}" for name, version in sorted(run.reports[0].tools.items()))
-    return f"<footer>mimi-export {__version__} · model {_text(', '.join(sorted(sources)))} · {_text(tools)}</footer>"
+    return f"<footer>mimi-export {__version__} · model {escape(', '.join(sorted(sources)))} · {escape(tools)}</footer>"
 
 
 def _gallery(title: str, head: str, figures: Sequence[str]) -> str:
-    return f'<h3>{_text(title)}</h3>{head}<div class="grid2">{"".join(figures)}</div>'
+    return f'<h3>{escape(title)}</h3>{head}<div class="grid2">{"".join(figures)}</div>'
 
 
 def _figure(name: str, words: str, body: str) -> str:
-    return f"<figure><figcaption><b>{_text(name)}</b>{words}</figcaption>{body}</figure>"
+    return f"<figure><figcaption><b>{escape(name)}</b>{words}</figcaption>{body}</figure>"
 
 
 def _plot(picture: str, seconds: float, kind: str = "plot") -> str:
@@ -213,13 +209,9 @@ def _plot(picture: str, seconds: float, kind: str = "plot") -> str:
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     """Colours (`#rgb` or the name of a variable) with what they mean."""
     fills = ((colour if colour.startswith("#") else f"var(--{colour})", name) for colour, name in entries)
-    items = "".join(f'<span><i style="background:{fill}"></i>{_text(name)}</span>' for fill, name in fills)
+    items = "".join(f'<span><i style="background:{fill}"></i>{escape(name)}</span>' for fill, name in fills)
     return f'<div class="legend">{items}</div>'
 
 
 def _seconds(report: VariantReport, clip: ClipResult) -> float:
     return clip.num_frames / report.manifest.geometry.frame_rate
-
-
-def _text(words: str) -> str:
-    return html.escape(words)

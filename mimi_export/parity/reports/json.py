@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from mimi_export import __version__
 from mimi_export.contract import report as records
@@ -34,11 +33,6 @@ CARD_BATCH_DB = 128.0
 def to_report(run: ParityRun) -> Report:
     """The records of `report.json`."""
     return Report(f"mimi-export {__version__}", run.passed, tuple(run.not_measured), tuple(map(_variant, run.reports)))
-
-
-def to_dict(run: ParityRun) -> dict[str, Any]:
-    """The content of `report.json`."""
-    return to_report(run).to_dict()
 
 
 def to_text(run: ParityRun) -> str:

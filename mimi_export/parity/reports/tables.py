@@ -38,13 +38,11 @@ class Table:
 def verdict(run: ParityRun) -> str:
     """The result in three words or four."""
     if run.passed:
-        return f"passed, {_count(len(run.reports), 'variant')}"
-    parts = []
-    failed = [report for report in run.reports if not report.passed]
-    if failed:
-        parts.append(f"{_count(len(failed), 'variant')} failed")
+        return f"passed, {_variants(len(run.reports))}"
+    failed = sum(not report.passed for report in run.reports)
+    parts = [f"{_variants(failed)} failed"] if failed else []
     if run.not_measured or not run.reports:
-        parts.append(f"{_count(len(run.not_measured), 'variant')} not measured")
+        parts.append(f"{_variants(len(run.not_measured))} not measured")
     return ", ".join(parts)
 
 
@@ -60,17 +58,10 @@ def quality(run: ParityRun) -> Table:
     for report in run.reports:
         first, codes = report.clips[0], report.codes
         rows.append([
-            report.name,
-            "pass" if report.passed else "FAIL",
-            percent(codes.equal),
-            f"{codes.ties} (+{codes.follow})",
-            number(first.latents.snr_db if first.latents else None, 1),
-            number(first.decoder.snr_db, 1),
-            cosine(first.decoder.cosine),
-            small(first.decoder.max_abs),
-            number(first.end_to_end.snr_db, 1),
-            number(first.end_to_end.log_mel_db, 3),
-            number(first.end_to_end.multi_scale, 4),
+            report.name, "pass" if report.passed else "FAIL", percent(codes.equal), f"{codes.ties} (+{codes.follow})",
+            number(first.latents.snr_db if first.latents else None, 1), number(first.decoder.snr_db, 1),
+            cosine(first.decoder.cosine), small(first.decoder.max_abs), number(first.end_to_end.snr_db, 1),
+            number(first.end_to_end.log_mel_db, 3), number(first.end_to_end.multi_scale, 4),
         ])  # fmt: skip
     columns = (
         "variant", "verdict", "codes equal", "ties", "latents dB", "decoder dB", "cosine", "max-abs", "end to end dB",
@@ -87,16 +78,13 @@ def quality(run: ParityRun) -> Table:
 
 def cost(run: ParityRun) -> Table:
     """What each variant costs: time of one frame on one thread, size, bitrate."""
-    rows = []
+    rows, nothing = [], Timing(math.nan, math.nan)
     for report in run.reports:
-        nothing = Timing(math.nan, math.nan)
         times = [report.timing.get(kind, nothing) for kind in GRAPH_KINDS]
         sizes = [report.manifest.files[spec.file_name].bytes / MIB for spec in report.manifest.specs.values()]
         rows.append([
-            report.name,
-            *(number(value, 2) for timing in times for value in (timing.median_ms, timing.p95_ms)),
-            number(report.real_time_factor, 3),
-            *(number(size, 1) for size in [*sizes, None][:2]),
+            report.name, *(number(value, 2) for timing in times for value in (timing.median_ms, timing.p95_ms)),
+            number(report.real_time_factor, 3), *(number(size, 1) for size in [*sizes, None][:2]),
             f"{report.bitrate / 1000:g}",
         ])  # fmt: skip
     columns = (
@@ -111,9 +99,8 @@ def budgets(run: ParityRun) -> Table:
     rows = []
     for report in run.reports:
         for check in sorted(report.checks, key=lambda check: check.passed):
-            words, _ = METRIC_WORDS[check.metric]
             why = f"{_sentence(check.where)} {_sentence(check.reason)}"
-            verdict = "met" if check.passed else "missed"
+            words, verdict = METRIC_WORDS[check.metric][0], "met" if check.passed else "missed"
             rows.append([report.name, verdict, words, check.got_text, check.wanted_text, why])
     columns = ("variant", "", "what", "got", "wanted", "where, and why this number")
     return Table("Budgets", columns, rows, text_column=5)
@@ -158,10 +145,10 @@ def skipped(run: ParityRun) -> list[str]:
 
 def codebooks(run: ParityRun) -> Table:
     """Codes equal to the reference's, a column for each codebook."""
-    most = max(report.manifest.shape.num_codebooks for report in run.reports)
-    shares = [[percent(value) for value in report.codes.per_codebook] for report in run.reports]
-    rows = [[r.name, *cells, *[""] * (most - len(cells))] for r, cells in zip(run.reports, shares, strict=True)]
-    return Table("Codes equal to PyTorch's, by codebook", ("variant", *map(str, range(most))), rows)
+    rows = [[report.name, *map(percent, report.codes.per_codebook)] for report in run.reports]
+    most = max(map(len, rows))
+    columns = ("variant", *map(str, range(most - 1)))
+    return Table("Codes equal to PyTorch's, by codebook", columns, [row + [""] * (most - len(row)) for row in rows])
 
 
 def latents(run: ParityRun) -> Table:
@@ -178,6 +165,17 @@ def latents(run: ParityRun) -> Table:
 
 def clips(run: ParityRun) -> Table:
     """Each clip of each variant, and each way to call it."""
+    rows = []
+    for report, clip in [(r, c) for r in run.reports for c in r.clips]:
+        seconds = clip.num_samples / report.manifest.geometry.sampling_rate
+        for index, (way, codes) in enumerate(clip.codes.items()):
+            whole, decoder = index == 0, clip.decoder_calls[way]
+            rows.append([
+                f"{report.name}, {clip.name}", f"{seconds:.2f}", way, percent(codes.equal),
+                number(clip.latents.snr_db if whole and clip.latents else None, 1), number(decoder.snr_db, 1),
+                number(clip.end_to_end.snr_db if whole else None, 1), cosine(decoder.cosine), small(decoder.max_abs),
+                _drift(clip.drift.get("decoder") if whole else None),
+            ])  # fmt: skip
     columns = (
         "variant, clip", "seconds", "frames per call", "codes equal", "latents dB", "decoder dB", "end to end dB",
         "cosine", "max-abs", "first → last 10 s, decoder dB",
@@ -186,7 +184,7 @@ def clips(run: ParityRun) -> Table:
         "A fall of an exact variant from 116 to 110 dB is the reference's: PyTorch rounds the angles of far positions "
         "to float32, the stream does not."
     )
-    return Table("All clips and ways to call", columns, [row for r in run.reports for row in _clip_rows(r)], note)
+    return Table("All clips and ways to call", columns, rows, note)
 
 
 def states(run: ParityRun) -> Iterator[Table]:
@@ -223,25 +221,6 @@ def percent(fraction: float) -> str:
     return "99.99 %" if text == "100.00 %" and fraction < 1 else text.replace("100.00", "100")
 
 
-def _clip_rows(report: VariantReport) -> Iterator[list[str]]:
-    for clip in report.clips:
-        seconds = clip.num_samples / report.manifest.geometry.sampling_rate
-        for index, (way, codes) in enumerate(clip.codes.items()):
-            whole, decoder = index == 0, clip.decoder_calls[way]
-            yield [
-                f"{report.name}, {clip.name}",
-                f"{seconds:.2f}",
-                way,
-                percent(codes.equal),
-                number(clip.latents.snr_db if whole and clip.latents else None, 1),
-                number(decoder.snr_db, 1),
-                number(clip.end_to_end.snr_db if whole else None, 1),
-                cosine(decoder.cosine),
-                small(decoder.max_abs),
-                _drift(clip.drift.get("decoder") if whole else None),
-            ]
-
-
 def _state(report: VariantReport, value: float | None) -> str:
     weak = report.manifest.precision == EXACT and value is not None and not value >= STATE_DB
     return number(value, 1) + (WEAK if weak else "")
@@ -259,5 +238,5 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _variants(count: int) -> str:
+    return f"{count} variant" if count == 1 else f"{count} variants"
