@@ -9,12 +9,14 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
+from mimi_export.media.codes import CodesMetadata, CodesWriter
 from mimi_export.model import upstream
 from mimi_export.parity.metrics import difference_of
 
@@ -51,6 +53,12 @@ def calls(total: int, pattern: Sequence[int]) -> Iterator[tuple[int, int]]:
 def snr(reference: Any, got: Any) -> float:
     """Signal-to-noise ratio in dB of arrays or tensors."""
     return difference_of(np.asarray(reference), np.asarray(got)).snr_db
+
+
+def write_codes(path: Path, codes: np.ndarray, metadata: CodesMetadata | None = None, force: bool = False) -> None:
+    """A file of codes, written at once."""
+    with CodesWriter(path, metadata, force) as writer:
+        writer.append(codes)
 
 
 def torch_step(module: torch.nn.Module) -> Step:

@@ -18,6 +18,7 @@ import onnx_ir
 import pytest
 import soundfile
 import typer
+from helpers import write_codes
 
 from mimi_export import __version__
 from mimi_export.cli import app, main, transcode
@@ -26,7 +27,7 @@ from mimi_export.cli.console import Steps
 from mimi_export.cli.errors import exit_codes
 from mimi_export.contract.directory import load_artifact, write_manifest
 from mimi_export.media.audio import read_audio
-from mimi_export.media.codes import CodesMetadata, read_codes, write_codes
+from mimi_export.media.codes import CodesMetadata, read_codes
 from mimi_export.media.signals import speech_like
 from mimi_export.runtime import load
 

@@ -13,6 +13,7 @@ import onnx.parser
 import pytest
 import soundfile
 from conftest import REPOSITORY
+from helpers import write_codes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -28,7 +29,7 @@ from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.errors import ArtifactError, AudioError, CheckpointError, CodesError, ConfigError, GraphError
 from mimi_export.media.archives import LARGEST_RATIO, LARGEST_SMALL
 from mimi_export.media.audio import AudioReader, read_audio
-from mimi_export.media.codes import CodesMetadata, read_codes, write_codes
+from mimi_export.media.codes import CodesMetadata, read_codes
 from mimi_export.media.resampling import RATES
 from mimi_export.model.checkpoint import DEMO_DIRECTORY
 from mimi_export.model.checkpoint import _read_config as read_config

@@ -23,7 +23,7 @@ from mimi_export.errors import CodesError
 from mimi_export.media.audio import AudioReader, AudioWriter
 from mimi_export.media.codes import Codes, CodesFile, CodesMetadata, CodesWriter, read_codes
 from mimi_export.media.latents import LatentsPipe, LatentsWriter
-from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet, read_codes_pipe
+from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet
 from mimi_export.media.resampling import Resampler
 from mimi_export.media.sources import PIPE, RawFormat
 from mimi_export.runtime import Codec
@@ -126,7 +126,7 @@ def open_codes(source: Path, form: str = "jsonl", num_codebooks: int = 1) -> Cod
     if source != PIPE:
         return read_codes(source)
     if form != SAFETENSORS:
-        return read_codes_pipe(form, num_codebooks)
+        return CodesInlet(form, num_codebooks)
     with tempfile.NamedTemporaryFile(suffix=f".{SAFETENSORS}") as file:
         while block := sys.stdin.buffer.read(1 << 20):
             file.write(block)

@@ -21,52 +21,50 @@ LARGEST_SMALL = 1 << 26  # bytes that any .npz may unpack to: a day of 8 codeboo
 LARGEST_RATIO = 8  # times its size for a larger one; codes of 11 bits in 64 pack to a sixth
 LONGEST_HEADER = 1 << 20  # bytes of a .safetensors file's
 SHORT = 200
+Content = tuple[npt.NDArray[Any], Mapping[str, Any]]  # codes and metadata
+# What damage raises; TypeError is of a type that numpy lacks, such as bfloat16.
+_DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, TypeError)
 
 
-def read_safetensors(path: Path) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
-    """The codes and the metadata of a .safetensors file; `CodesError` for anything else."""
+def read_archive(path: Path, size: int, fields: Collection[str]) -> Content:
+    """The codes and, of `fields` at least, the metadata of a file of `size` bytes; `CodesError` for anything else."""
+    npz = path.suffix.lower() == ".npz"
     try:
-        with path.open("rb") as raw:
-            size = int.from_bytes(raw.read(8), "little")
-            header = raw.read(min(size, LONGEST_HEADER))
-        if size > LONGEST_HEADER:
-            raise ValueError(f"its header has {size} bytes, expected {LONGEST_HEADER} at most")
-        with safe_open(path, framework="numpy") as file:
-            _check_names(file.keys(), "tensor", path)
-            names = json.loads(header, object_pairs_hook=_unique)  # the library lets the last of two equal names win
-            return file.get_tensor(TENSOR), names.get("__metadata__") or {}
-    except (SafetensorError, TypeError, ValueError) as error:  # TypeError: a type that numpy lacks, such as bfloat16
-        if isinstance(error, CodesError):
-            raise
-        raise CodesError(f"{path} is not a safetensors file of codes, or a damaged one: {_line(error)}") from error
+        return _read_npz(path, size, fields) if npz else _read_safetensors(path)
+    except CodesError:
+        raise
+    except _DAMAGE as error:
+        kind = "an .npz file of plain arrays" if npz else "a safetensors file of codes"
+        raise CodesError(f"{path} is not {kind}, or a damaged one: {_line(error)}") from error
     except OSError as error:
         raise CodesError(f"{path} cannot be read: {_line(error)}") from error
 
 
-def read_npz(path: Path, size: int, fields: Collection[str]) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
-    """The codes and, of `fields`, the metadata of an .npz file of `size` bytes; `CodesError` for anything else."""
-    try:
-        if not zipfile.is_zipfile(path):
-            np.load(path, mmap_mode="r")  # says what is wrong with anything but one array
-            raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise CodesError(f"{path} holds two arrays of one name; write it again")
-            _check_names([name.removesuffix(".npy") for name in members], "array", path)
-            budget = max(LARGEST_SMALL, LARGEST_RATIO * size)
-            arrays = {
-                name: _read_array(archive, members[f"{name}.npy"], budget, path)
-                for name in (TENSOR, *fields)
-                if f"{name}.npy" in members
-            }
-        return arrays.pop(TENSOR), {name: array.item() for name, array in arrays.items()}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, CodesError):
-            raise
-        raise CodesError(f"{path} is not an .npz file of plain arrays, or a damaged one: {_line(error)}") from error
-    except OSError as error:
-        raise CodesError(f"{path} cannot be read: {_line(error)}") from error
+def _read_safetensors(path: Path) -> Content:
+    with path.open("rb") as raw:
+        size = int.from_bytes(raw.read(8), "little")
+        header = raw.read(min(size, LONGEST_HEADER))
+    if size > LONGEST_HEADER:
+        raise ValueError(f"its header has {size} bytes, expected {LONGEST_HEADER} at most")
+    with safe_open(path, framework="numpy") as file:
+        _check_names(file.keys(), "tensor", path)
+        names = json.loads(header, object_pairs_hook=_unique)  # the library lets the last of two equal names win
+        return file.get_tensor(TENSOR), names.get("__metadata__") or {}
+
+
+def _read_npz(path: Path, size: int, fields: Collection[str]) -> Content:
+    if not zipfile.is_zipfile(path):
+        np.load(path, mmap_mode="r")  # says what is wrong with anything but one array
+        raise CodesError(f"{path} is one array, expected an .npz archive with an array `{TENSOR}`")
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise CodesError(f"{path} holds two arrays of one name; write it again")
+        _check_names([name.removesuffix(".npy") for name in members], "array", path)
+        budget = max(LARGEST_SMALL, LARGEST_RATIO * size)
+        wanted = [name for name in (TENSOR, *fields) if f"{name}.npy" in members]
+        arrays = {name: _read_array(archive, members[f"{name}.npy"], budget, path) for name in wanted}
+    return arrays.pop(TENSOR), {name: array.item() for name, array in arrays.items()}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

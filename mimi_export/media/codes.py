@@ -12,14 +12,16 @@ is optional: a file without it decodes to whole frames. Equal content gives equa
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +29,11 @@ from safetensors.numpy import save as serialize
 
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import CodesError
-from mimi_export.media.archives import TENSOR, read_npz, read_safetensors, short
+from mimi_export.media.archives import TENSOR, read_archive, short
 from mimi_export.media.opening import check_file
-from mimi_export.media.writing import WholeFileWriter, check_extension
 
 Codes = npt.NDArray[np.int64]
+Writer = TypeVar("Writer", bound="WholeFileWriter")
 
 FORMATS = (".npz", ".safetensors")
 LONGEST_NAME = 1000
@@ -68,20 +70,6 @@ class CodesFile:
     metadata: CodesMetadata
 
 
-def write_codes(
-    path: str | os.PathLike[str], codes: npt.NDArray[Any], metadata: CodesMetadata | None = None, force: bool = False
-) -> None:
-    """Write codes `[channels, K, T]` of any integer type, as int64.
-
-    Raises:
-        CodesError: wrong shape, type, a negative code or an unknown extension.
-        OutputError: the file exists and `force` is not given, or cannot be written.
-    """
-    content = _content(Path(path), codes, metadata or CodesMetadata())
-    with atomic_file(path, force) as temporary:
-        temporary.write_bytes(content)
-
-
 def read_codes(path: str | os.PathLike[str]) -> CodesFile:
     """Read a file of codes, which may come from anybody: what is unsound is refused before it takes memory.
 
@@ -90,13 +78,44 @@ def read_codes(path: str | os.PathLike[str]) -> CodesFile:
             sign; metadata that contradicts it. Whether the codes fit a model is for its decoder to say.
     """
     path = Path(path)
-    check_extension(path, FORMATS)
+    _check_extension(path, FORMATS)
     size = check_file(path, CodesError)
-    npz = path.suffix.lower() == ".npz"
-    values, raw = read_npz(path, size, _FIELDS) if npz else read_safetensors(path)
+    values, raw = read_archive(path, size, _FIELDS)
     codes, metadata = _checked(values, path), parse_metadata(raw, path)
-    _check_length(metadata, codes, path)
+    _check_metadata(metadata, path, codes.shape[2])
     return CodesFile(codes, metadata)
+
+
+class WholeFileWriter(ABC):
+    """Collect something and write it when the `with` block ends without an exception.
+
+    Raises:
+        CodesError: unknown extension.
+        OutputError: the file exists and `force` is not given, or cannot be written; before anything is collected.
+    """
+
+    def __init__(self, path: Path, formats: Collection[str], force: bool) -> None:
+        _check_extension(path, formats)
+        self.path = self._temporary = path
+        self._force = force
+        self._stack = ExitStack()
+
+    def __enter__(self: Writer) -> Writer:  # noqa: PYI019 - `typing.Self` is of Python 3.11
+        self._temporary = self._stack.enter_context(atomic_file(self.path, self._force))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            self._write(self._temporary)
+
+    @abstractmethod
+    def _write(self, temporary: Path) -> None:
+        """Write what was collected."""
 
 
 class CodesWriter(WholeFileWriter):
@@ -107,7 +126,10 @@ class CodesWriter(WholeFileWriter):
             writer.num_samples = 123456                # what was real, known at the end
 
     Codes are held as 4 bytes each until then: one hour of 8 codebooks at 12.5 frames/s is 1.4 MB (and 2.9 MB more
-    for the moment of writing). Errors are those of `write_codes`; the target is checked before the first append.
+    for the moment of writing).
+
+    Raises:
+        CodesError: as for `WholeFileWriter`; codes of another shape or type, or negative ones; none at all.
     """
 
     def __init__(
@@ -145,7 +167,21 @@ class CodesWriter(WholeFileWriter):
         if self.num_samples is not None:
             metadata = dataclasses.replace(metadata, num_samples=self.num_samples)
         frames = np.frombuffer(self._buffer, np.uint32).reshape(-1, *self._shape)
-        temporary.write_bytes(_content(self.path, np.moveaxis(frames, 0, -1), metadata))
+        codes, fields = _checked(np.moveaxis(frames, 0, -1), self.path), metadata.to_dict()
+        _check_metadata(metadata, self.path, len(frames))
+        if self.path.suffix.lower() == ".safetensors":
+            content = serialize({TENSOR: codes}, {name: str(value) for name, value in fields.items()})
+            temporary.write_bytes(_sorted_header(content))
+        else:
+            arrays: dict[str, Any] = {name: np.array(value) for name, value in fields.items()}
+            with temporary.open("wb") as file:  # numpy would add .npz to .NPZ
+                np.savez(file, **{TENSOR: codes, **arrays})
+
+
+def _check_extension(path: Path, formats: Collection[str]) -> None:
+    """`CodesError` unless the path ends in one of `formats`."""
+    if path.suffix.lower() not in formats:
+        raise CodesError(f"{path} has the extension {path.suffix or '(none)'}, expected {' or '.join(formats)}")
 
 
 def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
@@ -166,34 +202,13 @@ def _checked(codes: npt.NDArray[Any], where: Path) -> Codes:
     return np.ascontiguousarray(codes, dtype=np.int64)
 
 
-def _check_range(metadata: CodesMetadata, path: Path | str) -> None:
+def _check_metadata(metadata: CodesMetadata, path: Path | str, frames: float = math.inf) -> None:
     for name, value in metadata.to_dict().items():
         if isinstance(value, int) and not 1 <= value < 1 << 63:
             raise CodesError(f"{path}: {name} is {short(value)}, expected 1 or more")
-
-
-def _check_length(metadata: CodesMetadata, codes: Codes, path: Path) -> None:
-    if metadata.num_samples is not None and metadata.frame_size is not None:
-        most = codes.shape[2] * metadata.frame_size
-        if metadata.num_samples > most:
-            raise CodesError(
-                f"{path}: num_samples is {metadata.num_samples}, but {codes.shape[2]} frames hold {most} samples"
-            )
-
-
-def _content(path: Path, codes: npt.NDArray[Any], metadata: CodesMetadata) -> bytes:
-    """The bytes of the file, in the format that the extension names."""
-    check_extension(path, FORMATS)
-    values = _checked(codes, path)
-    _check_range(metadata, path)
-    _check_length(metadata, values, path)
-    fields = metadata.to_dict()
-    if path.suffix.lower() == ".safetensors":
-        return _sorted_header(serialize({TENSOR: values}, {name: str(value) for name, value in fields.items()}))
-    arrays: dict[str, Any] = {name: np.array(value) for name, value in fields.items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **{TENSOR: values, **arrays})
-    return buffer.getvalue()
+    most = frames * (metadata.frame_size or math.inf)
+    if (metadata.num_samples or 0) > most:
+        raise CodesError(f"{path}: num_samples is {metadata.num_samples}, but {frames} frames hold {most} samples")
 
 
 def _sorted_header(data: bytes) -> bytes:
@@ -218,5 +233,5 @@ def parse_metadata(raw: Mapping[str, Any], path: Path | str) -> CodesMetadata:
             except ValueError as error:
                 raise CodesError(f"{path}: {name} is {short(raw[name])}, expected a whole number") from error
     metadata = CodesMetadata(**fields)
-    _check_range(metadata, path)
+    _check_metadata(metadata, path)
     return metadata

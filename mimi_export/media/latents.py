@@ -7,7 +7,6 @@ standard output: `f32le`, row after row without a header, or `jsonl`, a list for
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from mimi_export.errors import CodesError
-from mimi_export.media.codes import CodesMetadata
+from mimi_export.media.codes import CodesMetadata, WholeFileWriter
 from mimi_export.media.pipes import Outlet
-from mimi_export.media.writing import WholeFileWriter
 
 Latents = npt.NDArray[np.float32]
 
@@ -68,4 +66,4 @@ class LatentsPipe(Outlet):
                 self.put(frame.astype("<f4").tobytes())
             else:
                 values: Any = [[round(float(value), 6) for value in row] for row in frame]
-                self.put(json.dumps(values[0] if len(values) == 1 else values, separators=(",", ":")).encode() + b"\n")
+                self.put_line(values[0] if len(values) == 1 else values)

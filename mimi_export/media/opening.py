@@ -17,6 +17,4 @@ def check_file(path: Path, error: type[MimiExportError]) -> int:
         with path.open("rb"):  # libraries name no reason; the operating system does
             return found.st_size
     except OSError as reason:
-        if isinstance(reason, MimiExportError):
-            raise
         raise error(f"{path} cannot be read: {reason.strerror}") from reason

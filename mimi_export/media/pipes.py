@@ -7,14 +7,13 @@ of K codes (with several channels a list of such lists); `{"num_samples": n}` co
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import queue
 import struct
 import sys
 import threading
 from collections.abc import Iterator
-from types import TracebackType
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,10 +46,8 @@ class Outlet:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
             self.put(None)
             self._thread.join()
             if self._error is not None:
@@ -61,6 +58,10 @@ class Outlet:
         if self._error is not None:
             raise self._error
         self._pieces.put(piece)
+
+    def put_line(self, value: object) -> None:
+        """Write a line of JSON."""
+        self.put(json.dumps(value, separators=(",", ":")).encode() + b"\n")
 
     def _run(self) -> None:
         while (piece := self._pieces.get()) is not None:
@@ -111,7 +112,7 @@ class CodesPipe(Outlet):
         self._form = form
         self._num_samples: int | None = None
         if form == "jsonl":
-            self._line(metadata.to_dict())
+            self.put_line(metadata.to_dict())
 
     @property
     def num_samples(self) -> int | None:
@@ -121,7 +122,7 @@ class CodesPipe(Outlet):
     @num_samples.setter
     def num_samples(self, value: int) -> None:
         if self._form == "jsonl" and self._num_samples is None:
-            self._line({"num_samples": value})
+            self.put_line({"num_samples": value})
         self._num_samples = value
 
     def append(self, codes: Codes) -> None:
@@ -131,79 +132,59 @@ class CodesPipe(Outlet):
             self.put(np.moveaxis(codes, -1, 0).astype("<u2").tobytes())
             return
         for frame in np.moveaxis(codes, -1, 0):
-            self._line(frame[0].tolist() if len(frame) == 1 else frame.tolist())
-
-    def _line(self, value: object) -> None:
-        self.put(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+            self.put_line(frame[0].tolist() if len(frame) == 1 else frame.tolist())
 
 
-@dataclasses.dataclass
 class CodesInlet:
-    """Codes from standard input: `metadata` and the first frame are there at once, the rest is iterated."""
+    """Codes from standard input: `metadata` and the first frame are there at once, the rest is iterated.
 
-    metadata: CodesMetadata
-    shape: tuple[int, int]  # channels and codebooks of each frame
-    _rest: Iterator[Codes | CodesMetadata]
-
-    def __iter__(self) -> Iterator[Codes]:
-        """Frames `[channels, K, 1]` as they come; `metadata.num_samples` is known before the last one."""
-        for number, part in enumerate(self._rest):
-            if isinstance(part, CodesMetadata):
-                self.metadata = part
-            elif part.shape != self.shape:
-                raise CodesError(f"frame {number} has shape {list(part.shape)}, the first one had {list(self.shape)}")
-            else:
-                yield part[:, :, None]
-
-
-def read_codes_pipe(form: str, num_codebooks: int) -> CodesInlet:
-    """Codes from standard input; `num_codebooks` is what a frame of `u16` holds.
+    `num_codebooks` is what a frame of `u16` holds; `shape` are channels and codebooks of each frame.
 
     Raises:
         CodesError: no codes, or what is no code, here or while iterating.
     """
-    if sys.stdin.isatty():
-        raise CodesError("standard input is a terminal; pipe codes into it, or name a file")
-    parts = _numbers(num_codebooks) if form == "u16" else _lines()
-    metadata = CodesMetadata()
-    for part in parts:
-        if isinstance(part, CodesMetadata):
-            metadata = part
-            continue
 
-        def rest(first: Codes = part) -> Iterator[Codes | CodesMetadata]:
-            yield first
-            yield from parts
+    def __init__(self, form: str, num_codebooks: int) -> None:
+        if sys.stdin.isatty():
+            raise CodesError("standard input is a terminal; pipe codes into it, or name a file")
+        self.metadata = CodesMetadata()
+        frames = _numbers(num_codebooks) if form == "u16" else self._lines()
+        first = next(frames, None)
+        if first is None:
+            raise CodesError("standard input holds no codes")
+        self.shape: tuple[int, int] = first.shape
+        self._frames = chain([first], frames)
 
-        return CodesInlet(metadata, (part.shape[0], part.shape[1]), rest())
-    raise CodesError("standard input holds no codes")
+    def __iter__(self) -> Iterator[Codes]:
+        """Frames `[channels, K, 1]` as they come; `metadata.num_samples` is known before the last one."""
+        for number, frame in enumerate(self._frames):
+            if frame.shape != self.shape:
+                raise CodesError(f"frame {number} has shape {list(frame.shape)}, the first one had {list(self.shape)}")
+            yield frame[:, :, None]
+
+    def _lines(self) -> Iterator[Codes]:
+        metadata: dict[str, Any] = {}
+        for number, line in enumerate(iter(lambda: sys.stdin.buffer.readline(LONGEST_LINE), b""), 1):
+            where = f"line {number} of standard input"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CodesError(f"{where} is no JSON; binary codes are read with --codes u16") from error
+            if isinstance(value, dict):
+                metadata |= value
+                self.metadata = parse_metadata(metadata, where)
+            else:
+                yield _frame(value, where)
 
 
-def _numbers(num_codebooks: int) -> Iterator[Codes | CodesMetadata]:
+def _numbers(num_codebooks: int) -> Iterator[Codes]:
     size = 2 * num_codebooks
     while frame := sys.stdin.buffer.read(size):
         if len(frame) < size:
             raise CodesError(f"standard input ends {len(frame)} bytes into a frame of {size}; see --num-codebooks")
         yield np.frombuffer(frame, "<u2").astype(np.int64)[None]
-
-
-def _lines() -> Iterator[Codes | CodesMetadata]:
-    metadata: dict[str, Any] = {}
-    number = 0
-    while line := sys.stdin.buffer.readline(LONGEST_LINE):
-        number += 1
-        where = f"line {number} of standard input"
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CodesError(f"{where} is no JSON; binary codes are read with --codes u16") from error
-        if isinstance(value, dict):
-            metadata |= value
-            yield parse_metadata(metadata, where)
-            continue
-        yield _frame(value, where)
 
 
 def _frame(value: object, where: str) -> Codes:

@@ -19,16 +19,10 @@ Signal = Callable[[float, int, int], Audio]
 
 SAMPLING_RATE = 24_000  # Kyutai's model; callers with a geometry at hand pass its rate
 # Centre frequencies in Hz of the first four formants of six vowels, an adult speaker's rounded averages.
-_VOWELS = np.array(
-    [
-        [730, 1090, 2440, 3400],
-        [530, 1840, 2480, 3500],
-        [270, 2290, 3010, 3700],
-        [570, 840, 2410, 3300],
-        [300, 870, 2240, 3200],
-        [490, 1350, 1690, 3300],
-    ]
-)
+_VOWELS = np.array([
+    [730, 1090, 2440, 3400], [530, 1840, 2480, 3500], [270, 2290, 3010, 3700],
+    [570, 840, 2410, 3300], [300, 870, 2240, 3200], [490, 1350, 1690, 3300],
+])  # fmt: skip
 _BANDWIDTHS = np.array([80.0, 110.0, 160.0, 250.0])  # Hz
 _FRAME = 512  # samples of one short-time spectrum
 
@@ -92,13 +86,7 @@ def loud_noise(seconds: float, seed: int = 0, sampling_rate: int = SAMPLING_RATE
     return np.clip(noise, -1, 1).astype(np.float32)
 
 
-SIGNALS: dict[str, Signal] = {
-    "speech_like": speech_like,
-    "chirp": chirp,
-    "impulse": impulse,
-    "silence": silence,
-    "loud_noise": loud_noise,
-}
+SIGNALS: dict[str, Signal] = {signal.__name__: signal for signal in (speech_like, chirp, impulse, silence, loud_noise)}
 
 
 def _length(seconds: float, sampling_rate: int) -> int:

@@ -1,6 +1,6 @@
 """Where sound comes from: a file that libsndfile reads, one that ffmpeg converts, standard input.
 
-Each is opened as something with `read(frames)`, which gives float32 `[n, channels]` and nothing at the end.
+Each is opened as something with `read_block(frames)`, which gives float32 `[n, channels]` and nothing at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,18 +59,6 @@ class AudioInfo:
     def duration(self) -> float | None:
         """Length in seconds."""
         return None if self.frames is None else self.frames / self.sampling_rate
-
-
-class Source(Protocol):
-    """An open source of sound."""
-
-    info: AudioInfo
-
-    def read_block(self, frames: int) -> npt.NDArray[np.float32]:
-        """At most `frames` samples of each channel, `[n, channels]`; none at the end."""
-
-    def close(self) -> None:
-        """Let go of it; `AudioError` where what made the sound has failed."""
 
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -161,6 +148,9 @@ class _Raw:
 
     def close(self) -> None:
         """Standard input stays open."""
+
+
+Source = _SoundFile | _Raw
 
 
 def open_source(path: Path, raw: RawFormat | None = None) -> Source:
