@@ -15,17 +15,12 @@ from mimi_export.cli.console import Steps, show_json, show_rows
 from mimi_export.cli.options import ARTIFACTS, Force, Json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("download", short_help="Get a ready variant from the Hub, without PyTorch.")(download)
-
-
 def download(
     place: Annotated[str, typer.Argument(metavar="USER/NAME[/VARIANT]", help="Repository on the Hub, and a variant.")],
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="DIR", help="Directory to make [default: artifacts/VARIANT].")
+        Path | None, typer.Option(metavar="DIR", help="Directory to make [default: artifacts/VARIANT].")
     ] = None,
-    revision: Annotated[str, typer.Option("--revision", metavar="REV", help="Branch, tag or commit.")] = "main",
+    revision: Annotated[str, typer.Option(metavar="REV", help="Branch, tag or commit.")] = "main",
     force: Force = False,
     json: Json = False,
 ) -> None:

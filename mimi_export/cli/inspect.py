@@ -18,11 +18,6 @@ from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.spec import StateSpec
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("inspect", short_help="Show what a variant directory holds.")(inspect)
-
-
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")],
     verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its SHA-256.")] = False,

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from mimi_export.parity.results import ParityRun
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("parity", short_help="Measure variants against batch PyTorch.")(parity)
-
-
 def parity(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
     audio: Annotated[

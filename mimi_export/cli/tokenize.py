@@ -25,12 +25,6 @@ Form = Literal["webdataset", "lhotse"]
 MOST_SHOWN = 5  # errors; all of them are in errors.parquet
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("tokenize", short_help="A corpus to Parquet files of codes, on all cores or Ray.")(tokenize)
-    app.command("tokenize-export", short_help="A corpus of codes for WebDataset or Lhotse.")(tokenize_export)
-
-
 def tokenize(
     inputs: Annotated[
         list[str],
@@ -40,24 +34,20 @@ def tokenize(
             "WebDataset, or datasets with sound inside.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the Parquet files.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files.")],
     variant: Variant = ARTIFACTS / "ring-8cb",
-    num_codebooks: Annotated[
-        int | None, typer.Option("--num-codebooks", min=1, metavar="K", help="Keep the first K codebooks.")
-    ] = None,
+    num_codebooks: Annotated[int | None, typer.Option(min=1, metavar="K", help="Keep the first K codebooks.")] = None,
     latents: Annotated[bool, typer.Option("--latents", help="Keep latents, too; the variant must give them.")] = False,
-    engine: Annotated[Engine, typer.Option("--engine", metavar="NAME", help="local, or ray (a cluster).")] = "local",
+    engine: Annotated[Engine, typer.Option(metavar="NAME", help="local, or ray (a cluster).")] = "local",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, metavar="N", help="Processes or actors [default: one a core].")
+        int | None, typer.Option(min=1, metavar="N", help="Processes or actors [default: one a core].")
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(
-            "--rows", min=1, metavar="N", help="Utterances in one call of a ring variant [default: 16 frames' worth]."
-        ),
+        typer.Option(min=1, metavar="N", help="Utterances in one call of a ring variant [default: 16 frames' worth]."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster [default: this machine].")
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster [default: this machine].")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from mimi_export.runtime import Codec
 
 NumCodebooks = Annotated[
-    int | None,
-    typer.Option("--num-codebooks", min=1, metavar="K", help="Use only the first K codebooks [default: all]."),
+    int | None, typer.Option(min=1, metavar="K", help="Use only the first K codebooks [default: all].")
 ]
 Subtype = Annotated[
-    str | None,
-    typer.Option("--subtype", metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual]."),
+    str | None, typer.Option(metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual].")
 ]
 KeepPartial = Annotated[bool, typer.Option("--keep-partial", help="When interrupted, keep what is done until then.")]
 AudioIn = Annotated[
@@ -45,15 +43,12 @@ AudioOut = Annotated[
 ]
 CodesOut = Annotated[Path, typer.Argument(metavar="OUT", help="Codes: .safetensors or .npz; - is standard output.")]
 RawRate = Annotated[
-    int | None, typer.Option("--rate", metavar="HZ", help="Standard input is raw samples at this rate [default: WAV].")
+    int | None, typer.Option(metavar="HZ", help="Standard input is raw samples at this rate [default: WAV].")
 ]
-OutRate = Annotated[
-    int | None, typer.Option("--rate", metavar="HZ", help="Sampling rate of OUT [default: the model's].")
-]
+OutRate = Annotated[int | None, typer.Option(metavar="HZ", help="Sampling rate of OUT [default: the model's].")]
 Channels = Annotated[
     str | None,
     typer.Option(
-        "--channels",
         metavar="N|separate",
         help="Channels of raw input; `separate` codes each channel by itself, not their mean [N-separate: both].",
     ),
@@ -63,16 +58,8 @@ AudioForm = Annotated[
     str, typer.Option("--format", metavar="NAME", help="What standard output gets: wav, s16le or f32le.")
 ]
 CodesForm = Annotated[
-    str, typer.Option("--codes", metavar="NAME", help="Codes in a pipe: jsonl, u16 (frame after frame), safetensors.")
+    str, typer.Option(metavar="NAME", help="Codes in a pipe: jsonl, u16 (frame after frame), safetensors.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("encode", short_help="Audio file to codes.")(encode)
-    app.command("decode", short_help="Codes to audio file.")(decode)
-    app.command("features", short_help="Audio file to latents.")(features)
-    app.command("roundtrip", short_help="Audio file to codes and back to audio.")(roundtrip)
 
 
 def encode(
@@ -173,18 +160,13 @@ def decode(
 def features(
     source: AudioIn,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Latents: .npy or .safetensors; - is standard output.")],
-    variant: Annotated[
-        Path, typer.Option("--variant", metavar="DIR", help="Variant exported with --head latents or both.")
-    ],
+    variant: Annotated[Path, typer.Option(metavar="DIR", help="Variant exported with --head latents or both.")],
     rate: RawRate = None,
     channels: Channels = None,
     form: RawForm = "s16le",
-    latents: Annotated[
-        str, typer.Option("--latents", metavar="NAME", help="Latents in a pipe: jsonl or f32le.")
-    ] = "jsonl",
+    latents: Annotated[str, typer.Option(metavar="NAME", help="Latents in a pipe: jsonl or f32le.")] = "jsonl",
     frame_rate: Annotated[
-        float | None,
-        typer.Option("--frame-rate", metavar="HZ", help="Latents a second, by straight lines [default: 12.5]."),
+        float | None, typer.Option(metavar="HZ", help="Latents a second, by straight lines [default: 12.5].")
     ] = None,
     threads: Threads = 1,
     provider: Provider = "cpu",

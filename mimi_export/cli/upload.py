@@ -28,7 +28,6 @@ Directories = Annotated[
 Reports = Annotated[
     list[Path] | None,
     typer.Option(
-        "--report",
         metavar="PATH",
         help="Parity report of the variants (report.json or its directory); may be repeated. By default it is "
         "looked for "
@@ -36,34 +35,21 @@ Reports = Annotated[
     ),
 ]
 BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model", metavar="ID", help="Hub id of the original, where the variants came from a directory."
-    ),
+    str | None, typer.Option(metavar="ID", help="Hub id of the original, where the variants came from a directory.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("card", short_help="Write the model card of variants.")(card)
-    app.command("upload", short_help="Publish variants on the Hugging Face Hub.")(upload)
 
 
 def upload(
     directories: Directories,
-    repo_id: Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub.")],
+    repo_id: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository on the Hub.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this only the plan is shown.")] = False,
     pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of writing to the branch.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to write to [default: main].")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to write to [default: main].")] = None,
     report: Reports = None,
     base_model: BaseModel = None,
     with_card: Annotated[bool, typer.Option("--card/--no-card", help="Generate README.md.")] = True,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Download everything afterwards and check it.")
-    ] = True,
+    verify: Annotated[bool, typer.Option(help="Download everything afterwards and check it.")] = True,
     json: Json = False,
 ) -> None:
     """Publish variants on the Hugging Face Hub, in one commit; without --yes only show what would be sent.
@@ -122,9 +108,9 @@ def upload(
 
 def card(
     directories: Directories,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to write.")] = Path("README.md"),
+    output: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("README.md"),
     repo_id: Annotated[
-        str | None, typer.Option("--repo-id", metavar="USER/NAME", help="Repository, for the download commands.")
+        str | None, typer.Option(metavar="USER/NAME", help="Repository, for the download commands.")
     ] = None,
     report: Reports = None,
     base_model: BaseModel = None,

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from mimi_export.runtime.golden import GoldenResult
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify", short_help="Check a downloaded variant, without PyTorch.")(verify)
-
-
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory.")],
     provider: Provider = "cpu",

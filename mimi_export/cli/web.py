@@ -17,21 +17,13 @@ from mimi_export.cli.options import Force, Json
 MIB = 2**20
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("web", short_help="A page that runs variants in the browser.")(web)
-
-
 def web(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
-    out: Annotated[Path, typer.Option("--out", metavar="SITE", help="Directory to write.")] = Path("site"),
+    out: Annotated[Path, typer.Option(metavar="SITE", help="Directory to write.")] = Path("site"),
     serve: Annotated[bool, typer.Option("--serve", help="Then serve it on this machine, until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port for --serve; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --serve; 0 takes a free one.")] = 8000,
     onnxruntime_web: Annotated[
-        Path | None,
-        typer.Option(
-            "--onnxruntime-web", metavar="DIR", help="Directory of that npm package [default: npm fetches it once]."
-        ),
+        Path | None, typer.Option(metavar="DIR", help="Directory of that npm package [default: npm fetches it once].")
     ] = None,
     force: Force = False,
     json: Json = False,
