@@ -44,8 +44,7 @@ def download(
         target = output_dir or ARTIFACTS / found.path.name
         with atomic_directory(target, force) as directory:
             shutil.copytree(found.path, directory, dirs_exist_ok=True)
-            load_artifact(directory, verify_hashes=True)
-    manifest = load_artifact(target).manifest
+            manifest = load_artifact(directory, verify_hashes=True).manifest
     size = sum(entry.bytes for entry in manifest.files.values())
     if json:
         show_json({

@@ -92,14 +92,11 @@ def tokenize(
     else:
         counts = f"{summary.done} done, {summary.before} before, {summary.failed} failed, of {summary.utterances}"
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.where.items())
-        rows_shown: list[tuple[str, object]] = [("utterances", counts)]
-        if summary.done:
-            speed = f"{summary.done_seconds / 3600:.2f} h of sound in {summary.seconds:.0f} s"
-            rows_shown += [
-                ("speed", f"{speed}, {summary.speed_per_core:.1f} times real time on each of {summary.workers}"),
-                ("where", f"{spent} (of {summary.seconds * summary.workers:.0f} s of {summary.workers} workers)"),
-            ]
-        show_rows(str(output), rows_shown)
+        speed = f"{summary.done_seconds / 3600:.2f} h of sound in {summary.seconds:.0f} s"
+        pace = f"{summary.speed_per_core:.1f} times real time on each of {summary.workers}"
+        where = f"{spent} (of {summary.seconds * summary.workers:.0f} s of {summary.workers} workers)"
+        some = [("speed", f"{speed}, {pace}"), ("where", where)] if summary.done else []
+        show_rows(str(output), [("utterances", counts), *some])
     for error in errors[:MOST_SHOWN]:
         note(f"failed: {error['error']}")
     if len(errors) > MOST_SHOWN:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mimi_export.media.sources import RawFormat
     from mimi_export.runtime import Codec
 
+PIPE = Path("-")  # as in `media.sources`, which imports what --help does not need
+
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, metavar="K", help="Use only the first K codebooks [default: all].")
 ]
@@ -97,7 +99,7 @@ def encode(
     if source.is_dir():
         folders.show("encode", job, variant, threads, provider, json)
         return
-    if not _is_pipe(target):
+    if target != PIPE:
         CodesWriter(target)  # an extension that it does not know is refused before anything loads
     _run("encode", job, variant, threads, provider, transfer.encode, json)
 
@@ -137,11 +139,11 @@ def decode(
     if source.is_dir() and identity is None:
         folders.show("decode", job, variant, threads, provider, json)
         return
-    if not _is_pipe(target):
+    if target != PIPE:
         AudioWriter(target, subtype=subtype)
     file: CodesFile | CodesInlet | None
     if identity is None:
-        file = None if _is_pipe(source) else transfer.open_codes(source)
+        file = None if source == PIPE else transfer.open_codes(source)
     else:
         with needs_extra("corpus", "decode --id"):
             from mimi_export.corpus.reading import read_row
@@ -189,7 +191,7 @@ def features(
         source, target, separate=separate, raw=raw, form=latents, frame_rate=frame_rate, force=force,
         keep_partial=keep_partial,
     )  # fmt: skip
-    if not _is_pipe(target):
+    if target != PIPE:
         LatentsWriter(target)
     _run("features", job, variant, threads, provider, transfer.features, json)
 
@@ -223,13 +225,9 @@ def roundtrip(
     job = transfer.Job(
         source, target, num_codebooks, separate, raw, subtype, rate, form if raw else "wav", force, keep_partial
     )  # fmt: skip
-    if not _is_pipe(target):
+    if target != PIPE:
         AudioWriter(target, subtype=subtype)
     _run("roundtrip", job, variant, threads, provider, transfer.roundtrip, json)
-
-
-def _is_pipe(path: Path) -> bool:
-    return path == Path("-")
 
 
 def _raw_input(source: Path, rate: int | None, channels: str | None, form: str) -> tuple[RawFormat | None, bool]:
@@ -247,7 +245,7 @@ def _raw_input(source: Path, rate: int | None, channels: str | None, form: str) 
         if number or form != "s16le":
             raise typer.BadParameter("raw samples need their rate, too", param_hint="--rate")
         return None, bool(separate)
-    if not _is_pipe(source):
+    if source != PIPE:
         raise typer.BadParameter(
             f"{source} says its rate itself; --rate is for raw samples from -", param_hint="--rate"
         )
@@ -266,7 +264,7 @@ def _run(
     """Open the variant, do the work with progress, show what came of it."""
     from mimi_export.runtime import load
 
-    piped = _is_pipe(job.target)
+    piped = job.target == PIPE
     if piped and json:
         raise typer.BadParameter("standard output has the result already", param_hint="--json")
     codec = load(variant, threads, (provider,))
@@ -288,15 +286,15 @@ def _run(
         numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
         show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer), "caution": caution})
     else:
-        rows: list[tuple[str, object]] = [
-            *([("weights", caution)] if caution else []),
+        clipped = f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"
+        rows = [
+            ("weights", caution),
             ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
             ("codes" if what else "latents", f"{transfer.frames} frames{what}"),
-            *([("bitrate", f"{bitrate / 1000:g} kbit/s")] if what else []),
+            ("bitrate", f"{bitrate / 1000:g} kbit/s" if what else None),
             ("speed", f"{speed:.1f} times real time ({transfer.seconds:.2f} s)"),
+            ("clipped", clipped if transfer.clipped else None),
         ]
-        if transfer.clipped:
-            rows.append(("clipped", f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"))
         show_rows(str(job.target), rows)
     if transfer.partial:
         note(f"interrupted; {job.target} holds the first {duration:.2f} s of {job.source}")

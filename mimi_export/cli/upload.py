@@ -99,7 +99,9 @@ def upload(
             )
     if json:
         unknown = {} if alone is None else {"exists": None}
-        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": _record(published)})
+        names = ("revision", "sent", "bytes_sent", "verified")
+        record = published and {name: getattr(published, name) for name in names}
+        show_json({"command": "upload", **plan.to_dict(), **unknown, "published": record})
     else:
         _show(plan, published)
     if alone is not None:
@@ -134,17 +136,6 @@ def card(
         show_json({"command": "card", "path": str(output), **facts})
     else:
         show_rows(str(output), list(facts.items()))
-
-
-def _record(published: Published | None) -> dict[str, object] | None:
-    if published is None:
-        return None
-    return {
-        "revision": published.revision,
-        "sent": published.sent,
-        "bytes_sent": published.bytes_sent,
-        "verified": published.verified,
-    }
 
 
 def _show(plan: Plan, published: Published | None) -> None:
