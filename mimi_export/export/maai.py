@@ -14,11 +14,9 @@ names end in `_Nf`. Where `position_ids` begins with 0 a stream begins, and its 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +44,7 @@ from mimi_export.errors import ConfigError, GraphError
 from mimi_export.export.calibration import Calibration
 from mimi_export.export.convert import names_of, rewrite_graph
 from mimi_export.export.precision import weight_forms
-from mimi_export.export.trace import OPSET, onnx_program, trace
+from mimi_export.export.trace import onnx_program, trace
 from mimi_export.export.variant import finish, tool_versions
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
@@ -106,10 +104,10 @@ class MaaiSpec(GraphSpec):
 def maai_spec(geometry: Geometry, rows: int, frames: int) -> MaaiSpec:
     """The inputs and outputs of one graph."""
     graph = graph_spec(geometry, "encoder", Shape(0, rows=rows, head="latents", start="nothing"))
-    fields = {field.name: getattr(graph, field.name) for field in dataclasses.fields(graph)}
-    fields["data_input"] = TensorSpec("wave_24k", "float32", (rows, 1, frames * geometry.frame_size))
-    fields["data_output"] = TensorSpec("embeddings", "float32", (rows, frames, geometry.hidden_size))
-    return MaaiSpec(**fields, tokens_per_frame=geometry.tokens_per_frame)
+    wave = TensorSpec("wave_24k", "float32", (rows, 1, frames * geometry.frame_size))
+    latents = TensorSpec("embeddings", "float32", (rows, frames, geometry.hidden_size))
+    tokens = geometry.tokens_per_frame
+    return MaaiSpec(**vars(graph) | {"data_input": wave, "data_output": latents, "tokens_per_frame": tokens})
 
 
 class _Encoder(nn.Module):
@@ -138,7 +136,6 @@ def export_maai(
     output_dir: str | os.PathLike[str],
     frames_per_call: int = 1,
     *,
-    precisions: Sequence[str] = ("fp32", "int8"),
     force: bool = False,
     progress: Progress = logger.info,
 ) -> dict[str, Any]:
@@ -148,7 +145,6 @@ def export_maai(
         checkpoint: the model; an encoder alone will do.
         output_dir: the directory to make.
         frames_per_call: frames of a call, 1 or 2.
-        precisions: which to make.
         force: replace an earlier directory.
         progress: told of each step.
 
@@ -172,16 +168,15 @@ def export_maai(
         for rows in ROWS:
             spec = maai_spec(geometry, rows, frames_per_call)
             progress(f"tracing the encoder of {rows} row(s)")
-            model = trace(
-                _Encoder(plain_encoder), spec, [tensor.name for tensor in spec.outputs], spec.window_length, OPSET
-            )
+            outputs = [tensor.name for tensor in spec.outputs]
+            model = trace(_Encoder(plain_encoder), spec, outputs, spec.window_length)
             ir.passes.Sequential(common.RemoveUnusedNodesPass(), SetInterface(spec))(model)
-            for precision in precisions:
+            for precision, least in LEAST_DB.items():
                 made = model
                 if precision == "int8":
                     forms = weight_forms(model, "encoder", Int8Options())
                     if not rounded:  # by the same weights' names in a graph that streams by itself
-                        source = onnx_program(plain_encoder, OPSET)
+                        source = onnx_program(plain_encoder)
                         finish(source, latents, {})
                         rounded = Calibration(geometry).round(source, latents, names_of(forms, "int8"), progress)
                     made = rewrite_graph(model, "encoder", forms, rounded).model
@@ -195,7 +190,7 @@ def export_maai(
                 text = json.dumps(client_record(geometry, spec), indent=2) + "\n"
                 for meta in (f"{name}.json", f"{name}.onnx.json"):
                     (directory / meta).write_text(text, encoding="utf-8")
-                checks[path.name] = _check(checkpoint, path, spec, LEAST_DB[precision])
+                checks[path.name] = _check(checkpoint, path, spec, least)
         record = {
             "format_version": FORMAT_VERSION,
             "kind": "maai",
