@@ -57,11 +57,9 @@ def download(
             "bytes": size,
         })  # fmt: skip
         return
-    show_rows(
-        str(target),
-        [
-            ("from", f"{parsed.repository}/{found.path.name} @ {found.commit}"),
-            ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB, all with the SHA-256 of the manifest"),
-            ("model", manifest.source.model),
-        ],
-    )
+    rows = [
+        ("from", f"{parsed.repository}/{found.path.name} @ {found.commit}"),
+        ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB, all with the SHA-256 of the manifest"),
+        ("model", manifest.source.model),
+    ]
+    show_rows(str(target), rows)

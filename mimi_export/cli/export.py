@@ -6,7 +6,7 @@ import dataclasses
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -202,9 +202,7 @@ def build(
             load=load,
         )
     if json:
-        records: list[dict[str, Any]] = [
-            {"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built
-        ]
+        records = [{"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built]
         show_json({"command": "build", "variants": records})
         return
     rows = [(entry.name, "unchanged" if entry.reused else "built", str(entry.path)) for entry in built]

@@ -59,12 +59,5 @@ def mic(
         raise AudioError(
             f"no sound device can be used: {error}; `python -m sounddevice` lists what there is"
         ) from error
-    heard = loop.played / loop.rate
-    show_rows(
-        "mic",
-        [
-            ("duration", f"{heard:.1f} s"),
-            ("latency", loop.latency_text()),
-            ("gaps", f"{loop.gaps} times nothing to play"),
-        ],
-    )
+    heard, gaps = f"{loop.played / loop.rate:.1f} s", f"{loop.gaps} times nothing to play"
+    show_rows("mic", [("duration", heard), ("latency", loop.latency_text()), ("gaps", gaps)])

@@ -8,7 +8,7 @@ one worker), `where` (seconds in read, resample, encode, write) and `errors` (a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -87,8 +87,8 @@ def tokenize(
             raise typer.Exit(INTERRUPTED) from stop
     if json:
         wanted = [{name: error[name] for name in ("id", "path", "error")} for error in errors]
-        numbers: dict[str, Any] = {"command": "tokenize", "output": str(output), "engine": engine, **summary.to_dict()}
-        show_json({**numbers, "errors": wanted})
+        facts = {"output": str(output), "engine": engine, **summary.to_dict()}
+        show_json({"command": "tokenize", **facts, "errors": wanted})
     else:
         counts = f"{summary.done} done, {summary.before} before, {summary.failed} failed, of {summary.utterances}"
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.where.items())

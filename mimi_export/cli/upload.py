@@ -29,9 +29,8 @@ Reports = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
-        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is "
-        "looked for "
-        "in and beside each DIR.",
+        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is looked "
+        "for in and beside each DIR.",
     ),
 ]
 BaseModel = Annotated[
@@ -148,14 +147,7 @@ def _show(plan: Plan, published: Published | None) -> None:
         what = f"{len(plan.to_send)} of {len(plan.files)} files, {size}"
         show_rows("dry run, nothing was sent", [("to send", what), ("do it", "the same command with --yes")])
         return
-    show_rows(
-        "published" if published.sent else "nothing to send",
-        [
-            ("revision", published.revision),
-            ("sent", f"{published.sent} files, {published.bytes_sent / 2**20:.1f} MiB"),
-            (
-                "verified",
-                f"{published.verified} files downloaded and compared" if published.verified else "not verified",
-            ),
-        ],
-    )
+    sent = f"{published.sent} files, {published.bytes_sent / 2**20:.1f} MiB"
+    verified = f"{published.verified} files downloaded and compared" if published.verified else "not verified"
+    rows_shown = [("revision", published.revision), ("sent", sent), ("verified", verified)]
+    show_rows("published" if published.sent else "nothing to send", rows_shown)

@@ -62,17 +62,10 @@ def verify(
             "onnxruntime": onnxruntime.__version__,
         })  # fmt: skip
     else:
-        show_rows(
-            f"{artifact.manifest.name}: {'as it was made' if result.passed else 'NOT as it should be'}",
-            [
-                ("files", f"{len(artifact.manifest.files)}, all with the SHA-256 of the manifest"),
-                (
-                    "graphs",
-                    f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}",
-                ),
-                *_found(result),
-            ],
-        )
+        files = f"{len(artifact.manifest.files)}, all with the SHA-256 of the manifest"
+        graphs = f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}"
+        title = f"{artifact.manifest.name}: {'as it was made' if result.passed else 'NOT as it should be'}"
+        show_rows(title, [("files", files), ("graphs", graphs), *_found(result)])
     if result.recorded_from is None and artifact.manifest.precision != "fp32":
         note(
             "the golden clip is of an older program, from this variant's own graphs: convert it again for a real check"

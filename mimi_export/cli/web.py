@@ -38,16 +38,16 @@ def web(
     (--serve does), the page's service worker adds them. The page proves each variant with its golden clip before it
     runs it.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.contract.records import plain
     from mimi_export.web.serve import make_server
     from mimi_export.web.site import build_site
 
     with Steps() as steps:
         site = build_site(directories, out, onnxruntime_web, force, steps.step)
     if json:
-        facts = {"page_bytes": site.page_bytes, "runtime_bytes": site.runtime_bytes, "variants": list(site.variants)}
-        show_json({"command": "web", "path": str(out), **facts})
+        show_json({"command": "web", "path": str(out), **plain(site)})
     else:
-        models = [(str(v["name"]), f"{v['precision']}, {int(str(v['bytes'])) / MIB:.1f} MiB") for v in site.variants]
+        models = [(v["name"], f"{v['precision']}, {v['bytes'] / MIB:.1f} MiB") for v in site.variants]
         sizes = [
             ("page", f"{site.page_bytes / 1024:.0f} KiB"),
             ("onnxruntime-web", f"{site.runtime_bytes / MIB:.0f} MiB, of which a browser takes a third to a half"),
