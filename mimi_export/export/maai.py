@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from mimi_export.model.graphs import Call, StreamingEncoder, streaming_graph
 from mimi_export.model.steps.cache import SlotCache
 from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.rounding import Rounded
+from mimi_export.runtime.session import GraphSession
 
 RATE = 16000  # Hz, at which the client records
 CONTEXT = 320  # samples of overlap that it drops
@@ -68,6 +70,8 @@ Array = npt.NDArray[Any]
 class MaaiSpec(GraphSpec):
     """Inputs and outputs under the client's names; `states` are those of the window layout."""
 
+    tokens_per_frame: int = 2
+
     @property
     def frames(self) -> int:
         """Frames of a call."""
@@ -78,27 +82,22 @@ class MaaiSpec(GraphSpec):
         """See `GraphSpec`."""
         tokens = (self.frames * self.tokens_per_frame,)
         positions = [TensorSpec(name, "int64", tokens) for name in ("cache_position", "position_ids")]
-        pads, pasts = self._states("pad_cache", "past")
-        return [self.data_input, *positions, *pads, *pasts]
+        return [self.data_input, *positions, *self._states("pad_cache", "past")]
 
     @property
     def outputs(self) -> list[TensorSpec]:
         """See `GraphSpec`."""
-        pads, pasts = self._states("pad_cache_out", "past_out")
-        return [self.data_output, TensorSpec("cache_position_out", "int64", (1,)), *pads, *pasts]
+        position = TensorSpec("cache_position_out", "int64", (1,))
+        return [self.data_output, position, *self._states("pad_cache_out", "past_out")]
 
-    tokens_per_frame: int = 2
-
-    def _states(self, pad: str, past: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def _states(self, pad: str, past: str) -> Iterator[TensorSpec]:
         convs = [state for state in self.states if state.kind == "conv"]
         others = [state for state in self.states if state.kind != "conv"]
-        rows, heads, _, dim = others[0].past_shape
-        pads = [TensorSpec(f"{pad}_{index}", "float32", state.past_shape) for index, state in enumerate(convs)]
-        pasts = [
-            TensorSpec(f"{past}_{index}", "float32", (rows, heads, self.window_length, dim))
-            for index in range(len(others))
-        ]
-        return pads, pasts
+        for index, state in enumerate(convs):
+            yield TensorSpec(f"{pad}_{index}", "float32", state.past_shape)
+        for index, state in enumerate(others):
+            rows, heads, _, dim = state.past_shape
+            yield TensorSpec(f"{past}_{index}", "float32", (rows, heads, self.window_length, dim))
 
 
 def maai_spec(geometry: Geometry, rows: int, frames: int) -> MaaiSpec:
@@ -262,10 +261,7 @@ def _check(checkpoint: Checkpoint, path: Path, spec: MaaiSpec, least: float) -> 
     calls = int(SECONDS * geometry.frame_rate) // spec.frames
     sound = [speech_like(SECONDS, seed, geometry.sampling_rate) for seed in range(rows)]
     audio = np.stack(sound)[:, : calls * spec.frames * geometry.frame_size].astype(np.float32)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = stream_latents(session, spec, geometry, audio).astype(np.float64)
+    found = stream_latents(GraphSession(path, spec).session, spec, geometry, audio).astype(np.float64)
     wanted = upstream.encode_latents(checkpoint.model, torch.from_numpy(audio[:, None])).transpose(1, 2).numpy()
     level = decibels(float(np.square(wanted, dtype=np.float64).sum()), float(np.square(found - wanted).sum()))
     if not level >= least:
