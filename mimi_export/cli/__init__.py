@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +33,7 @@ from mimi_export.cli import (
 )
 from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
 
-COMMANDS = {  # in the order of --help
+COMMANDS: dict[Callable[..., None], str] = {  # in the order of --help
     download.download: "Get a ready variant from the Hub, without PyTorch.",
     export.export: "Make encoder and decoder graphs from a checkpoint.",
     export.build: "Make the configured variants that are not there yet.",
