@@ -82,16 +82,27 @@ def bench(
         with needs_extra("export,bench", "mimi-export bench --output"):
             import mimi_export.bench.plot  # noqa: F401 - before minutes of measuring, not after
     plan = Plan(
-        frames=frames, rounds=rounds, ages=tuple(_numbers("--ages", ages, 0)),
-        batches=tuple(_integers("--batches", batches)), threads=tuple(_integers("--threads", threads)),
-        huge_pages=huge_pages, provider=provider,
-    )  # fmt: skip
+        frames=frames,
+        rounds=rounds,
+        ages=tuple(_numbers("--ages", ages, 0)),
+        batches=tuple(_integers("--batches", batches)),
+        threads=tuple(_integers("--threads", threads)),
+        huge_pages=huge_pages,
+        provider=provider,
+    )
     found = directories or default_directories(ARTIFACTS)
     with Steps() as steps:
         report = benchmark(
-            found, plan, model=model, revision=revision, public=public, peers=peers, peers_python=peers_python,
-            audio=None if audio is None else read_audio(audio), progress=steps.advance,
-        )  # fmt: skip
+            found,
+            plan,
+            model=model,
+            revision=revision,
+            public=public,
+            peers=peers,
+            peers_python=peers_python,
+            audio=None if audio is None else read_audio(audio),
+            progress=steps.advance,
+        )
         written = [] if output is None else write_report(report, output, force)
     for name, reason in report["skipped"].items():
         note(f"{name} took no part: {reason}")

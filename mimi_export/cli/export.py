@@ -97,10 +97,15 @@ def export(
         checkpoint = load_checkpoint(model, revision, progress=steps.advance)
         if whole_clips:
             made = clips = export_batch(
-                checkpoint, target, num_codebooks, name=name, dtypes=tuple(dict.fromkeys(dtype or ["fp32"])),
-                force=force, progress=steps.step,
+                checkpoint,
+                target,
+                num_codebooks,
+                name=name,
+                dtypes=tuple(dict.fromkeys(dtype or ["fp32"])),
+                force=force,
+                progress=steps.step,
                 check=lambda directory: check_batch(checkpoint, directory, steps.step),
-            )  # fmt: skip
+            )
             facts = {"num_codebooks": clips.num_codebooks, "layout": "batch", "dtypes": list(clips.dtypes)}
         else:
             takes = start or usual_start(checkpoint, gives)
@@ -185,11 +190,17 @@ def build(
         def load(name: str, wanted: str | None) -> Checkpoint:
             return load_checkpoint(name, wanted, progress=steps.advance)
 
-        gate = ParityGate(variants, load, model, revision, steps.step) if check else None
         built = build_variants(
-            variants, names or [], output_dir, model=model, revision=revision, force=force, check=gate,
-            progress=steps.step, load=load,
-        )  # fmt: skip
+            variants,
+            names or [],
+            output_dir,
+            model=model,
+            revision=revision,
+            force=force,
+            check=ParityGate(variants, load, model, revision, steps.step) if check else None,
+            progress=steps.step,
+            load=load,
+        )
     if json:
         records = [{"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built]
         show_json({"command": "build", "variants": records})

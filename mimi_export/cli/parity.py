@@ -94,10 +94,17 @@ def parity(
         steps = stack.enter_context(Steps())
         try:
             run = check_parity(
-                directories, clips_from_files(audio) if audio else None, model=reference, revision=revision,
-                frames_per_call=ways, depth=depth, variants=variants, explain_failures=explain, provider=provider,
+                directories,
+                clips_from_files(audio) if audio else None,
+                model=reference,
+                revision=revision,
+                frames_per_call=ways,
+                depth=depth,
+                variants=variants,
+                explain_failures=explain,
+                provider=provider,
                 progress=steps.step,
-            )  # fmt: skip
+            )
         except OutputError:
             raise
         except MimiExportError as error:

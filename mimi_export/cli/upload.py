@@ -87,9 +87,15 @@ def upload(
         published = None
         if yes:
             published = publish(
-                client, subjects, files, private=private or None, revision=revision, as_request=pr, verify=verify,
+                client,
+                subjects,
+                files,
+                private=private or None,
+                revision=revision,
+                as_request=pr,
+                verify=verify,
                 progress=steps.step,
-            )  # fmt: skip
+            )
     if json:
         unknown = {} if alone is None else {"exists": None}
         names = ("revision", "sent", "bytes_sent", "verified")
