@@ -60,9 +60,16 @@ class HalfWeights(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> HalfWeightsResult:
         """Convert a copy."""
         model = model.clone()
-        weights = float_weights(model).items()
-        underflows = {name: _halve(model.graph, name, value) for name, value in weights if name in self.names}
+        underflows = {name: _halve(model.graph, name, value) for name, value in self._chosen(model).items()}
         return HalfWeightsResult(model, bool(underflows), underflows)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Look for what should have been halved."""
+        if left := self._chosen(model):
+            raise ir.passes.PostconditionError(f"{', '.join(left)} stayed float32")
+
+    def _chosen(self, model: ir.Model) -> dict[str, ir.Value]:
+        return {name: value for name, value in float_weights(model).items() if name in self.names}
 
 
 def to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:

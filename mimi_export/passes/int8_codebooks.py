@@ -22,7 +22,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mimi_export.passes.int8_matmuls import RoundedActivations
-from mimi_export.passes.rewriting import SCALES, Builder, float_weights, given, is_plain, new_initializer, read_array
+from mimi_export.passes.rewriting import (
+    SCALES,
+    Builder,
+    float_weights,
+    given,
+    is_plain_gemm,
+    new_initializer,
+    read_array,
+)
 from mimi_export.passes.rounding import round_columns
 
 
@@ -53,10 +61,18 @@ class RoundedCodebooks(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert a copy."""
         model = model.clone()
-        chosen = {name: book for name, book in find_codebooks(model).items() if name in self.names}
+        chosen = self._chosen(model)
         for name, book in chosen.items():
             _replace(model.graph, name, book)
         return ir.passes.PassResult(model, bool(chosen))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Look for what should have been rounded."""
+        if left := self._chosen(model):
+            raise ir.passes.PostconditionError(f"{', '.join(left)} stayed float32")
+
+    def _chosen(self, model: ir.Model) -> dict[str, Codebook]:
+        return {name: book for name, book in find_codebooks(model).items() if name in self.names}
 
 
 def find_codebooks(model: ir.Model) -> dict[str, Codebook]:
@@ -70,7 +86,7 @@ def _codebook(graph: ir.Graph, entries: ir.Value) -> Codebook | None:
     search, gather = readers.get("Gemm"), readers.get("Gather")
     if search is None or len(entries.uses()) != 1 + (gather is not None) or len(read_array(entries).shape) != 2:
         return None
-    plain = is_plain(search.node) and search.node.attributes.get_int("transB", 0) == 1
+    plain = is_plain_gemm(search.node) and search.node.attributes.get_int("transB", 0) == 1
     if search.idx != 1 or not plain or len(search.node.inputs) < 3 or search.node.inputs[2] is None:
         return None
     if gather is not None and (gather.idx != 0 or gather.node.attributes.get_int("axis", 0) != 0):

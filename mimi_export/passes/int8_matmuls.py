@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mimi_export.passes.rewriting import SCALES, Builder, find_matmuls, new_initializer, require_opset
+from mimi_export.passes.rewriting import SCALES, Builder, Matmul, find_matmuls, new_initializer, require_opset
 from mimi_export.passes.rounding import Rounded
 
 OLDEST_OPSET = 18  # ReduceMax with axes as an input, Split told into how many
@@ -65,7 +65,7 @@ class IntegerMatmuls(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert a copy."""
         model = model.clone()
-        chosen = {name: matmul for name, matmul in find_matmuls(model).items() if name in self.rounded}
+        chosen = self._chosen(model)
         shared: dict[ir.Value, RoundedActivations] = {}
         for name, matmul in chosen.items():
             build, rounded = Builder(), self.rounded[name]
@@ -77,6 +77,14 @@ class IntegerMatmuls(ir.passes.FunctionalPass):
                 result = build("Add", [result, matmul.bias], f"{name}.bias")
             build.replace(model.graph, matmul.node, result)
         return ir.passes.PassResult(model, bool(chosen))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Look for what should have been replaced."""
+        if left := self._chosen(model):
+            raise ir.passes.PostconditionError(f"{', '.join(left)} stayed a float product")
+
+    def _chosen(self, model: ir.Model) -> dict[str, Matmul]:
+        return {name: matmul for name, matmul in find_matmuls(model).items() if name in self.rounded}
 
 
 class RoundedActivations:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from mimi_export.contract.spec import GraphSpec
+from mimi_export.contract.spec import GraphSpec, TensorSpec
 
 PRODUCER = "mimi-export"
 
@@ -35,9 +35,8 @@ class SetInterface(ir.passes.InPlacePass):
         """Set the shapes."""
         pairs = [*zip(model.graph.inputs, self.graph.inputs, strict=True)]
         pairs += zip(model.graph.outputs, self.graph.outputs, strict=True)
-        for value, tensor in pairs:
-            value.shape = ir.Shape(tensor.shape)
-        return ir.passes.PassResult(model, True)
+        modified = [_set_shape(value, tensor) for value, tensor in pairs]
+        return ir.passes.PassResult(model, any(modified))
 
     def ensures(self, model: ir.Model) -> None:
         """Compare types."""
@@ -45,6 +44,14 @@ class SetInterface(ir.passes.InPlacePass):
         for value, tensor in zip(values, [*self.graph.inputs, *self.graph.outputs], strict=True):
             if value.dtype != ir.DataType.from_numpy(np.dtype(tensor.dtype)):
                 raise ir.passes.PostconditionError(f"{value.name} is {value.dtype}, expected {tensor.dtype}")
+
+
+def _set_shape(value: ir.Value, tensor: TensorSpec) -> bool:
+    shape = ir.Shape(tensor.shape)
+    if value.shape == shape:
+        return False
+    value.shape = shape
+    return True
 
 
 class SetMetadata(ir.passes.InPlacePass):
@@ -66,12 +73,30 @@ class SetMetadata(ir.passes.InPlacePass):
         common.ClearMetadataAndDocStringPass()(model)
         model.metadata_props.clear()
         model.metadata_props.update(self.props)
+        model.graph.metadata_props.clear()
         model.graph.name = self.props.get("name", "mimi")
         model.producer_name, model.producer_version = PRODUCER, self.version
-        outputs = [value for node in model.graph.all_nodes() for value in node.outputs]
-        for value in (*model.graph.inputs, *model.graph.initializers.values(), *outputs):
+        for value in _values(model):
             value.metadata_props.clear()
-        for value in outputs:
-            if not value.is_graph_output():
-                value.shape = None
+        for node in model.graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None
         return ir.passes.PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Look for what was left."""
+        for node in model.graph.all_nodes():
+            if node.metadata_props or node.doc_string:
+                raise ir.passes.PostconditionError(f"node {node.name} still carries notes")
+        for value in _values(model):
+            if value.metadata_props or value.doc_string:
+                raise ir.passes.PostconditionError(f"value {value.name} still carries notes")
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """All values of the graph, initializers too: the exporter notes on each from which part of the module it came."""
+    yield from (*model.graph.inputs, *model.graph.initializers.values())
+    for node in model.graph.all_nodes():
+        yield from node.outputs

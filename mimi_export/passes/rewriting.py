@@ -135,15 +135,24 @@ def find_matmuls(model: ir.Model) -> dict[str, Matmul]:
         if node.domain == "" and node.op_type in ("MatMul", "Gemm"):
             weight = given(node.inputs[1])
             name = str(weight.name)
-            alone = weights.get(name) is weight and len(weight.uses()) == 1
-            if alone and len(read_array(weight).shape) == 2 and is_plain(node):
-                bias = node.inputs[2] if len(node.inputs) > 2 else None
-                found[name] = Matmul(node, weight, node.attributes.get_int("transB", 0) == 1, bias)
+            if weights.get(name) is weight and len(weight.uses()) == 1 and len(read_array(weight).shape) == 2:
+                matmul = _matmul(node, weight)
+                if matmul is not None:
+                    found[name] = matmul
     return found
 
 
-def is_plain(node: ir.Node) -> bool:
-    """Whether a product is no `Gemm` that scales or transposes its first factor."""
+def _matmul(node: ir.Node, weight: ir.Value) -> Matmul | None:
+    if node.op_type == "MatMul":
+        return Matmul(node, weight, False, None)
+    if not is_plain_gemm(node):
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return Matmul(node, weight, node.attributes.get_int("transB", 0) == 1, bias)
+
+
+def is_plain_gemm(node: ir.Node) -> bool:
+    """Whether a `Gemm` neither scales nor transposes its first factor."""
     numbers = node.attributes
     return bool(
         numbers.get_float("alpha", 1.0) == numbers.get_float("beta", 1.0) == 1.0 and numbers.get_int("transA", 0) == 0

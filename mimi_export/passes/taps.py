@@ -27,6 +27,12 @@ class RemoveTapOutputs(ir.passes.InPlacePass):
             _cancel(node)
         return ir.passes.PassResult(model, bool(taps))
 
+    def ensures(self, model: ir.Model) -> None:
+        """Compare names."""
+        left = [value.name for value in model.graph.outputs if _is_tap(value)]
+        if left:
+            raise ir.passes.PostconditionError(f"the outputs {left} are taps")
+
 
 def _is_tap(value: ir.Value) -> bool:
     return (value.name or "").startswith(TAP_PREFIX)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from mimi_export.contract.spec import PAST, GraphSpec, StateSpec
+from mimi_export.contract.spec import BATCH, PAST, GraphSpec, StateSpec
 from mimi_export.errors import ConfigError
 from mimi_export.passes.rewriting import Builder, new_initializer, require_opset
 
@@ -38,7 +38,11 @@ class EncloseStates(ir.passes.InPlacePass):
         self.graph = graph
 
     def requires(self, model: ir.Model) -> None:
-        """Look at the opset."""
+        """Compare names, and look at the opset."""
+        names = [value.name for value in [*model.graph.inputs, *model.graph.outputs]]
+        wanted = [tensor.name for tensor in [*self.graph.inputs, *self.graph.outputs]]
+        if names != wanted:
+            raise ir.passes.PreconditionError(f"the graph has inputs and outputs {names}, expected {wanted}")
         require_opset(model, OLDEST_OPSET)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -58,6 +62,12 @@ class EncloseStates(ir.passes.InPlacePass):
         del graph.outputs[1:]
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Count."""
+        names = [value.name for value in [*model.graph.inputs, *model.graph.outputs]]
+        if names != [self.graph.data_input.name, self.graph.data_output.name]:
+            raise ir.passes.PostconditionError(f"inputs and outputs are {names}, expected those of the data alone")
 
 
 class PadToFrames(ir.passes.InPlacePass):
@@ -102,6 +112,9 @@ class PadToFrames(ir.passes.InPlacePass):
 
 def _zeros(graph: ir.Graph, build: Builder, state: StateSpec, batch: ir.Value) -> ir.Value:
     """Zeros of a state's initial shape for a batch known at run time."""
+    if state.past_shape[0] != BATCH or state.dtype != "float32":
+        shown = f"{state.dtype} {list(state.past_shape)}"
+        raise ConfigError(f"the state {state.name} is {shown}, expected float32 with a row for each stream")
     sizes = [0 if size == PAST else int(size) for size in state.past_shape[1:]]
     name = f"{state.name}_shape"
     shape = build("Concat", [batch, _constant(graph, f"{state.name}_sizes", sizes)], name, {"axis": 0}, name)
