@@ -111,7 +111,8 @@ def test_largest_and_underflow_are_counted():
     assert convert(graph(weight=values.reshape(3, 2))).underflows["weight"] == 2
 
 
-def test_every_float16_and_what_lies_between_becomes_the_nearest_and_of_two_the_even_one():
+def test_every_float16_and_what_lies_between_is_rounded_as_numpy_does():
+    """The library that rounds would lift small values and clamp large ones, silently, by default."""
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = np.linspace(halves[:-1], halves[1:], 5, dtype=np.float32).ravel()
     values = np.concatenate(
@@ -121,12 +122,7 @@ def test_every_float16_and_what_lies_between_becomes_the_nearest_and_of_two_the_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         half = to_half("w", values)
-    distance = np.abs(half.astype(np.float64) - values)
-    for beyond in (np.inf, -np.inf):
-        with np.errstate(over="ignore"):  # nothing lies beyond the largest
-            other = np.abs(np.nextafter(half, np.float16(beyond)).astype(np.float64) - values)
-        assert (distance <= other).all()
-        assert not (half.view(np.uint16)[distance == other] & 1).any()
+    np.testing.assert_array_equal(half.view(np.uint16), values.astype(np.float16).view(np.uint16))
 
 
 OVERRIDABLE = """

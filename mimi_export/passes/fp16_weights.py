@@ -10,12 +10,14 @@ with its name, and weights that vanish (below 2**-25) are counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxconverter_common.float16 import convert_np_to_float16
 
 from mimi_export.errors import GraphError
 from mimi_export.passes.rewriting import Builder, float_weights, new_initializer, read_array
@@ -85,7 +87,9 @@ def to_half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
         raise GraphError(
             f"the weight {name} reaches {peak:g}, float16 holds at most {FLOAT16_MAX:g}; keep it in float32"
         )
-    return values.astype(np.float16)
+    # by default the library lifts small values to 1e-7 and clamps large ones to 1e4
+    half: NDArray[np.float16] = convert_np_to_float16(values, min_positive_val=0.0, max_finite_val=math.inf)
+    return half
 
 
 def _halve(graph: ir.Graph, name: str, weight: ir.Value) -> int:
