@@ -29,7 +29,6 @@ from mimi_export.bench.promises import Promise, judge
 from mimi_export.bench.report import as_json, markdown, tables
 from mimi_export.bench.rounds import run_rounds
 from mimi_export.bench.worker import Worker
-from mimi_export.cli import bench as bench_command
 from mimi_export.contract.directory import load_artifact
 from mimi_export.contract.spec import GRAPH_KINDS, Shape, graph_spec
 from mimi_export.errors import ArtifactError, ConfigError, MimiExportError
@@ -366,10 +365,6 @@ def test_variants_that_cannot_be_compared_are_refused(tiny_variant, tmp_path):
 def cli(cli, monkeypatch):
     """Run `bench` here, with a machine of known limits."""
     monkeypatch.setattr(benchmark_module, "measure_machine", lambda threads: MACHINE)
-    from mimi_export import cli as package
-
-    if bench_command not in package.COMMANDS:
-        bench_command.register(package.app)
     return partial(cli, "bench")
 
 

@@ -334,10 +334,10 @@ def test_configurations(parent, tmp_path):
 
 
 def command(*arguments):
-    from mimi_export.cli.convert import register
+    from mimi_export.cli.convert import group
 
     app = typer.Typer()
-    register(app)
+    app.add_typer(group, name="convert")
     with errors_as_exit_codes():
         return typer.main.get_command(app)(args=[str(argument) for argument in arguments], standalone_mode=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,22 +33,28 @@ from mimi_export.cli import (
 )
 from mimi_export.cli.errors import errors_as_exit_codes, exit_codes
 
-COMMANDS = (
-    download,
-    export,
-    convert,
-    transcode,
-    tokenize,
-    mic,
-    inspect,
-    parity,
-    verify,
-    bench,
-    serve,
-    triton,
-    upload,
-    web,
-)  # in the order of --help
+COMMANDS: dict[Callable[..., None], str] = {  # in the order of --help
+    download.download: "Get a ready variant from the Hub, without PyTorch.",
+    export.export: "Make encoder and decoder graphs from a checkpoint.",
+    export.build: "Make the configured variants that are not there yet.",
+    convert.sensitivity: "Measure what 8 bits cost, one group of weights at a time.",
+    transcode.encode: "Audio file to codes.",
+    transcode.decode: "Codes to audio file.",
+    transcode.features: "Audio file to latents.",
+    transcode.roundtrip: "Audio file to codes and back to audio.",
+    tokenize.tokenize: "A corpus to Parquet files of codes, on all cores or Ray.",
+    tokenize.tokenize_export: "A corpus of codes for WebDataset or Lhotse.",
+    mic.mic: "Microphone to codes to loudspeaker, live.",
+    inspect.inspect: "Show what a variant directory holds.",
+    parity.parity: "Measure variants against batch PyTorch.",
+    verify.verify: "Check a downloaded variant, without PyTorch.",
+    bench.bench: "Measure speed side by side with other ways to run Mimi.",
+    serve.serve: "Serve live streams over WebSockets.",
+    triton.triton: "Write a model repository for Triton Inference Server.",
+    upload.card: "Write the model card of variants.",
+    upload.upload: "Publish variants on the Hugging Face Hub.",
+    web.web: "A page that runs variants in the browser.",
+}
 
 HELP = """Exact streaming ONNX models of Kyutai's Mimi codec. Results go to stdout.
 
@@ -97,8 +103,9 @@ def _application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     application.callback()(_global_options)
-    for module in COMMANDS:
-        module.register(application)
+    for command, short_help in COMMANDS.items():
+        application.command(short_help=short_help)(command)
+    application.add_typer(convert.group, name="convert", short_help="Make fp16 and int8 variants from an fp32 one.")
     return application
 
 

@@ -18,58 +18,43 @@ from mimi_export.contract.files import refuse_taken
 from mimi_export.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bench", short_help="Measure speed side by side with other ways to run Mimi.")(bench)
-
-
 def bench(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[DIR]...", help="Variant directories [default: those in artifacts/ with 8 codebooks]."),
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", metavar="FILE", help="Recording for the encoders [default: generated].")
+        Path | None, typer.Option(metavar="FILE", help="Recording for the encoders [default: generated].")
     ] = None,
-    frames: Annotated[int, typer.Option("--frames", metavar="N", min=1, help="Frames of each in a round.")] = 10,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds of all in turn.")] = 5,
-    ages: Annotated[str, typer.Option("--ages", metavar="S,…", help="Ages of the streams in seconds.")] = "2,20,600",
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Frames of each in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Rounds of all in turn.")] = 5,
+    ages: Annotated[str, typer.Option(metavar="S,…", help="Ages of the streams in seconds.")] = "2,20,600",
     batches: Annotated[
-        str, typer.Option("--batches", metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
+        str, typer.Option(metavar="N,…", help="Streams in a batch; more than 1 for graphs only.")
     ] = "1,4,16",
     threads: Annotated[
-        str,
-        typer.Option("--threads", metavar="N,…", help="Threads; everything with the first, one row with each other."),
+        str, typer.Option(metavar="N,…", help="Threads; everything with the first, one row with each other.")
     ] = "1",
     model: Annotated[
         str | None,
         typer.Option(
-            "--model",
             metavar="MODEL",
             help="Weights of the public design and the other programs [default: what the first variant was made from].",
         ),
     ] = None,
     revision: Revision = None,
-    public: Annotated[
-        bool, typer.Option("--public/--no-public", help="Measure the design of the public ONNX models, too.")
-    ] = True,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure `transformers`, too.")] = True,
+    public: Annotated[bool, typer.Option(help="Measure the design of the public ONNX models, too.")] = True,
+    peers: Annotated[bool, typer.Option(help="Measure `transformers`, too.")] = True,
     peers_python: Annotated[
-        str | None,
-        typer.Option("--peers-python", metavar="PATH", help="A python with moshi and rustymimi (`make bench-peers`)."),
+        str | None, typer.Option(metavar="PATH", help="A python with moshi and rustymimi (`make bench-peers`).")
     ] = None,
     provider: Provider = "cpu",
     huge_pages: Annotated[
-        bool,
-        typer.Option(
-            "--huge-pages",
-            help="Start all with memory in huge pages (Linux).",
-        ),
+        bool, typer.Option("--huge-pages", help="Start all with memory in huge pages (Linux).")
     ] = False,
     show_targets: Annotated[bool, typer.Option("--targets", help="Also show what the project promises.")] = False,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", help="Also write bench.json, .md, .svg and .png there."),
+        Path | None, typer.Option(metavar="DIR", help="Also write bench.json, .md, .svg and .png there.")
     ] = None,
     force: Force = False,
     json: Json = False,

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -20,21 +19,20 @@ from rich.text import Text
 LINE_SECONDS = 10.0  # between plain lines of one step
 PIPE_WIDTH = 120
 
-Rows = Sequence[tuple[str, object]]
-
 
 def show_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object; NaN and infinity raise `ValueError`, for JSON has none."""
     sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def show_rows(title: str, rows: Rows) -> None:
-    """Print a title and a list of names and values."""
+def show_rows(title: str, rows: Sequence[tuple[str, object]]) -> None:
+    """Print a title and a list of names and values; what is `None` is left out."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(name), Text(str(value)))
+        if value is not None:
+            table.add_row(Text(name), Text(str(value)))
     _print(Text(title, "bold"), table)
 
 
@@ -87,9 +85,7 @@ class Steps:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_table
 from mimi_export.cli.errors import needs_extra
-from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, takes_options
+from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 
 InputDir = Annotated[Path, typer.Argument(metavar="IN_DIR", help="A finished fp32 variant directory.")]
 OutputDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Directory to make.")]
-Name = Annotated[str | None, typer.Option("--name", help="The new variant's name [default: that of OUT_DIR].")]
+Name = Annotated[str | None, typer.Option(help="The new variant's name [default: that of OUT_DIR].")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(
-        help="Make a variant of lower precision from a finished fp32 variant.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
-    group.command("fp16", short_help="Store weights as float16; arithmetic stays float32.")(convert_fp16)
-    group.command("int8", short_help="Multiply in 8-bit integers.")(convert_int8)
-    app.add_typer(group, name="convert", short_help="Make fp16 and int8 variants from an fp32 one.")
-    app.command("sensitivity", short_help="Measure what 8 bits cost, one group of weights at a time.")(sensitivity)
+def _option(name: str) -> Any:
+    """The option for a field of `Int8Options`; those of `Fp16Options` are among them."""
+    return typer.Option(f"--{name.replace('_', '-')}", **Int8Options.__dataclass_fields__[name].metadata)
 
 
-@takes_options(Fp16Options)
+KeepFloat = Annotated[list[str] | None, _option("keep_float")]
+RoundCodebooks = Annotated[bool, _option("round_codebooks")]
+Calibrate = Annotated[list[str] | None, _option("calibrate")]
+
+group = typer.Typer(
+    help="Make a variant of lower precision from a finished fp32 variant.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@group.command("fp16", short_help="Store weights as float16; arithmetic stays float32.")
 def convert_fp16(
     input_dir: InputDir,
     output_dir: OutputDir,
-    options: Fp16Options,
+    keep_float: KeepFloat = None,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -44,14 +45,16 @@ def convert_fp16(
     \b
       mimi-export convert fp16 artifacts/streaming-8cb artifacts/streaming-8cb-fp16
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    run_conversion(input_dir, output_dir, options, name, force, json)
+    _convert(input_dir, output_dir, Fp16Options(tuple(keep_float or ())), name, force, json)
 
 
-@takes_options(Int8Options)
+@group.command("int8", short_help="Multiply in 8-bit integers.")
 def convert_int8(
     input_dir: InputDir,
     output_dir: OutputDir,
-    options: Int8Options,
+    keep_float: KeepFloat = None,
+    round_codebooks: RoundCodebooks = False,
+    calibrate: Calibrate = None,
     name: Name = None,
     force: Force = False,
     json: Json = False,
@@ -62,13 +65,12 @@ def convert_int8(
       mimi-export convert int8 artifacts/streaming-8cb artifacts/streaming-8cb-int8
       mimi-export convert int8 IN OUT --calibrate interview.flac --keep-float 'decoder:*.projection'
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    run_conversion(input_dir, output_dir, options, name, force, json)
+    options = Int8Options(tuple(keep_float or ()), round_codebooks, tuple(calibrate or ()))
+    _convert(input_dir, output_dir, options, name, force, json)
 
 
-def run_conversion(
-    input_dir: Path, output_dir: Path, options: Options, name: str | None, force: bool, json: bool
-) -> None:
-    """Convert and show the sizes; shared with `scripts/weight_fp16.py`."""
+def _convert(input_dir: Path, output_dir: Path, options: Options, name: str | None, force: bool, json: bool) -> None:
+    """Convert and show the sizes."""
     from mimi_export.contract.directory import load_artifact
 
     with needs_extra("export", "mimi-export convert"):
@@ -96,17 +98,18 @@ def run_conversion(
         note(f"{done.underflows} weights are too small for float16 and became zero")
 
 
-@takes_options(Int8Options)
 def sensitivity(
-    options: Int8Options,
+    keep_float: KeepFloat = None,
+    round_codebooks: RoundCodebooks = False,
+    calibrate: Calibrate = None,
     variant: Annotated[Path, typer.Argument(metavar="DIR", help="A finished fp32 variant.")] = DEFAULT_VARIANT,
     clip: Annotated[
-        Path | None, typer.Option("--clip", metavar="FILE", help="Speech to measure with [default: generated].")
+        Path | None, typer.Option(metavar="FILE", help="Speech to measure with [default: generated].")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="The reference [default: what the variant names].")
+        str | None, typer.Option(metavar="MODEL", help="The reference [default: what the variant names].")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="How much of the clip to use.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How much of the clip to use.")] = 12.0,
     provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
@@ -127,6 +130,7 @@ def sensitivity(
     from mimi_export.runtime.session import provider_name
 
     provider_name(provider)  # refused before the model loads
+    options = Int8Options(tuple(keep_float or ()), round_codebooks, tuple(calibrate or ()))
     artifact = load_artifact(variant)
     source = artifact.manifest.source
     with Steps() as steps:

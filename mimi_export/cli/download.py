@@ -15,17 +15,12 @@ from mimi_export.cli.console import Steps, show_json, show_rows
 from mimi_export.cli.options import ARTIFACTS, Force, Json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("download", short_help="Get a ready variant from the Hub, without PyTorch.")(download)
-
-
 def download(
     place: Annotated[str, typer.Argument(metavar="USER/NAME[/VARIANT]", help="Repository on the Hub, and a variant.")],
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="DIR", help="Directory to make [default: artifacts/VARIANT].")
+        Path | None, typer.Option(metavar="DIR", help="Directory to make [default: artifacts/VARIANT].")
     ] = None,
-    revision: Annotated[str, typer.Option("--revision", metavar="REV", help="Branch, tag or commit.")] = "main",
+    revision: Annotated[str, typer.Option(metavar="REV", help="Branch, tag or commit.")] = "main",
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -49,8 +44,7 @@ def download(
         target = output_dir or ARTIFACTS / found.path.name
         with atomic_directory(target, force) as directory:
             shutil.copytree(found.path, directory, dirs_exist_ok=True)
-            load_artifact(directory, verify_hashes=True)
-    manifest = load_artifact(target).manifest
+            manifest = load_artifact(directory, verify_hashes=True).manifest
     size = sum(entry.bytes for entry in manifest.files.values())
     if json:
         show_json({
@@ -63,11 +57,9 @@ def download(
             "bytes": size,
         })  # fmt: skip
         return
-    show_rows(
-        str(target),
-        [
-            ("from", f"{parsed.repository}/{found.path.name} @ {found.commit}"),
-            ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB, all with the SHA-256 of the manifest"),
-            ("model", manifest.source.model),
-        ],
-    )
+    rows = [
+        ("from", f"{parsed.repository}/{found.path.name} @ {found.commit}"),
+        ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB, all with the SHA-256 of the manifest"),
+        ("model", manifest.source.model),
+    ]
+    show_rows(str(target), rows)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,94 +16,36 @@ from mimi_export.cli.options import ARTIFACTS, Force, Json, Model, Revision
 from mimi_export.contract.files import refuse_taken
 from mimi_export.contract.manifest import BATCH_MANIFEST, MANIFEST_NAME, BatchManifest, Manifest
 from mimi_export.contract.recipes import DEFAULT_MODEL
-from mimi_export.contract.spec import Shape
+from mimi_export.contract.spec import Head, KvLayout, Shape, Start
 from mimi_export.errors import ConfigError
-
-
-class KvCache(str, Enum):
-    """How the graphs keep keys and values."""
-
-    window = "window"
-    ring = "ring"
-
-
-class Head(str, Enum):
-    """What the encoder gives."""
-
-    codes = "codes"
-    latents = "latents"
-    both = "both"
-
-
-class Contract(str, Enum):
-    """Whose client the files are for."""
-
-    maai = "maai"
-
-
-class Start(str, Enum):
-    """What the decoder takes."""
-
-    codes = "codes"
-    latents = "latents"
-    nothing = "nothing"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("export", short_help="Make encoder and decoder graphs from a checkpoint.")(export)
-    app.command("build", short_help="Make the configured variants that are not there yet.")(build)
 
 
 def export(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     num_codebooks: Annotated[
-        int | None,
-        typer.Option(
-            "--num-codebooks",
-            min=1,
-            help="Codes a frame [default: 8, 1.1 kbit/s; of whole clips all].",
-        ),
+        int | None, typer.Option(min=1, help="Codes a frame [default: 8, 1.1 kbit/s; of whole clips all].")
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="DIR", help="Directory to make [default: artifacts/NAME].")
+        Path | None, typer.Option(metavar="DIR", help="Directory to make [default: artifacts/NAME].")
     ] = None,
     kv_cache: Annotated[
-        KvCache,
-        typer.Option(
-            "--kv-cache",
-            help="window: any number of frames per call; ring: fixed shapes and a position.",
-        ),
-    ] = KvCache.window,
+        KvLayout, typer.Option(help="window: any number of frames per call; ring: fixed shapes and a position.")
+    ] = "window",
     frames_per_call: Annotated[
-        int | None, typer.Option("--frames-per-call", min=1, help="Frames in one call of a ring [default: 1].")
+        int | None, typer.Option(min=1, help="Frames in one call of a ring [default: 1].")
     ] = None,
-    head: Annotated[Head | None, typer.Option("--head", help="What the encoder gives [default: codes].")] = None,
+    head: Annotated[Head | None, typer.Option(help="What the encoder gives [default: codes].")] = None,
     start: Annotated[
         Start | None, typer.Option("--from", help="What the decoder takes [default: as --head]; nothing: no decoder.")
     ] = None,
-    contract: Annotated[Contract | None, typer.Option("--contract", help="Files for EncoderMimiOnnx of MaAI.")] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="The variant's name [default: DIR's]."),
-    ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option("--rows", metavar="N", min=1, help="Streams in every call [default: free]."),
-    ] = None,
-    whole_clips: Annotated[
-        bool,
-        typer.Option(
-            "--whole-clips",
-            help="Graphs for transformers.js, no streams.",
-        ),
-    ] = False,
+    contract: Annotated[Literal["maai"] | None, typer.Option(help="Files for EncoderMimiOnnx of MaAI.")] = None,
+    name: Annotated[str | None, typer.Option(help="The variant's name [default: DIR's].")] = None,
+    rows: Annotated[int | None, typer.Option(metavar="N", min=1, help="Streams in every call [default: free].")] = None,
+    whole_clips: Annotated[bool, typer.Option("--whole-clips", help="Graphs for transformers.js, no streams.")] = False,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(
-            "--dtype", metavar="NAME", help="Of whole clips: fp32, fp16 or q8; may be repeated [default: fp32]."
-        ),
+        typer.Option(metavar="NAME", help="Of whole clips: fp32, fp16 or q8; may be repeated [default: fp32]."),
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -119,7 +60,7 @@ def export(
       mimi-export export --contract maai
       mimi-export export --whole-clips --dtype fp32 --dtype q8
     """  # noqa: D301 - a backspace keeps the lines apart in --help
-    ring = kv_cache is KvCache.ring
+    ring = kv_cache == "ring"
     if contract:
         if any((ring, num_codebooks, rows, whole_clips, dtype, head, start, name)):
             raise ConfigError("--contract fixes what the graphs are; only --frames-per-call goes with it")
@@ -133,8 +74,7 @@ def export(
         raise ConfigError("--frames-per-call goes with --kv-cache ring; a window takes any number of frames")
     if whole_clips and (head or start):
         raise ConfigError("--head and --from are for streams; graphs for whole clips give and take codes")
-    usual_head: Literal["codes", "latents"] = "latents" if start is Start.latents else "codes"
-    gives: Literal["codes", "latents", "both"] = head.value if head else usual_head
+    gives: Head = head or ("latents" if start == "latents" else "codes")
     if num_codebooks and gives == "latents":
         raise ConfigError("--num-codebooks goes with codes; latents have none (--head both gives both)")
     count = 0 if gives == "latents" else num_codebooks or 8
@@ -168,8 +108,8 @@ def export(
             )
             facts = {"num_codebooks": clips.num_codebooks, "layout": "batch", "dtypes": list(clips.dtypes)}
         else:
-            takes = start.value if start else usual_start(checkpoint, gives)
-            shape = Shape(count, kv_cache.value, (frames_per_call or 1) if ring else None, rows, gives, takes)
+            takes = start or usual_start(checkpoint, gives)
+            shape = Shape(count, kv_cache, (frames_per_call or 1) if ring else None, rows, gives, takes)
             made = export_variant(checkpoint, target, shape, name=name, force=force, progress=steps.step)
             facts = dataclasses.asdict(shape)
             facts |= {"batch": facts.pop("rows"), "from": facts.pop("start")}
@@ -214,23 +154,17 @@ def build(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Variants to build; all of them without a name.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="MODEL", help="Take the weights from here, whatever the configurations say."),
+        str | None, typer.Option(metavar="MODEL", help="Take the weights from here, whatever the configurations say.")
     ] = None,
     revision: Revision = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="Where the variant directories go.")
-    ] = ARTIFACTS,
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the variant directories go.")] = ARTIFACTS,
     configs: Annotated[
-        Path | None,
-        typer.Option("--configs", metavar="DIR", help="Configurations [default: ./configs, else the package's]."),
+        Path | None, typer.Option(metavar="DIR", help="Configurations [default: ./configs, else the package's].")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is unchanged, and replace what `build` did not make.")
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Measure each new variant; one that misses a budget is not good.")
-    ] = True,
+    check: Annotated[bool, typer.Option(help="Measure each new variant; one that misses a budget is not good.")] = True,
     json: Json = False,
 ) -> None:
     """Build the configured variants; what is built already and unchanged is used again.
@@ -268,9 +202,7 @@ def build(
             load=load,
         )
     if json:
-        records: list[dict[str, Any]] = [
-            {"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built
-        ]
+        records = [{"name": entry.name, "path": str(entry.path), "reused": entry.reused} for entry in built]
         show_json({"command": "build", "variants": records})
         return
     rows = [(entry.name, "unchanged" if entry.reused else "built", str(entry.path)) for entry in built]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -17,6 +17,7 @@ import typer
 from mimi_export.cli import transfer
 from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.transfer import Job
+from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.errors import ConfigError, MimiExportError, OutputError
 from mimi_export.media.audio import AudioReader, Samples
 from mimi_export.media.codes import FORMATS as CODE_FORMATS
@@ -28,43 +29,40 @@ from mimi_export.runtime.clips import Clip, ClipEncoder
 ENDINGS = {"encode": AUDIO_ENDINGS, "decode": frozenset(CODE_FORMATS)}
 RESULT = {"encode": ".safetensors", "decode": ".wav"}
 
-Progress = Callable[[str, float, float | None], None]
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What was done: files, how many were done before, errors by file, samples of a channel, seconds."""
-
-    done: list[Path] = dataclasses.field(default_factory=list)
-    unchanged: int = 0
-    errors: dict[Path, MimiExportError] = dataclasses.field(default_factory=dict)
-    samples: int = 0
-    seconds: float = 0.0
-
 
 def show(command: str, job: Job, variant: Path, threads: int, provider: str, json: bool) -> None:
     """Do all files below a folder and print one summary; the exit code is that of the first error."""
     jobs = plan(job, command)
     codec = load(variant, threads, (provider,))
+    made = (codec.artifact.path / MANIFEST_NAME).stat().st_mtime
+    waiting = [each for each in jobs if job.force or not _is_done(each, made)]
+    pooled = command == "encode" and codec.artifact.manifest.shape.layout == "ring" and not job.separate
+    results = _pooled(codec, waiting) if pooled else (_one(codec, each, command) for each in waiting)
+    errors: dict[Path, MimiExportError] = {}
+    samples, begin = 0, time.perf_counter()
     with Steps() as steps:
-        outcome = run(codec, jobs, command, steps.advance, redo=job.force)
-    numbers = {"done": len(outcome.done), "unchanged": outcome.unchanged, "failed": len(outcome.errors)}
-    duration = outcome.samples / codec.geometry.sampling_rate
-    speed = duration / max(outcome.seconds, 1e-9)
+        for number, (each, result) in enumerate(results, 1):
+            steps.advance(f"{command}: {each.source.parent}", number, len(waiting))
+            if isinstance(result, MimiExportError):
+                errors[each.source] = result
+            else:
+                samples += result
+    duration = samples / codec.geometry.sampling_rate
+    speed = duration / max(time.perf_counter() - begin, 1e-9)
+    numbers = {"done": len(waiting) - len(errors), "unchanged": len(jobs) - len(waiting), "failed": len(errors)}
     caution = codec.artifact.manifest.source.caution
     if json:
         files = {"input": str(job.source), "output": str(job.target), "variant": str(variant), "caution": caution}
-        errors = {str(path): str(error) for path, error in outcome.errors.items()}
-        show_json({"command": command, **files, **numbers, "duration": duration, "speed": speed, "errors": errors})
+        told = {str(path): str(error) for path, error in errors.items()}
+        show_json({"command": command, **files, **numbers, "duration": duration, "speed": speed, "errors": told})
     else:
-        rows = [("weights", caution)] if caution else []
         counts = ", ".join(f"{count} {name}" for name, count in numbers.items())
         sound = f"{duration:.2f} s of sound, {speed:.1f} times real time"
-        show_rows(str(job.target), [*rows, ("files", counts), ("duration", sound)])
-    for error in outcome.errors.values():
+        show_rows(str(job.target), [("weights", caution), ("files", counts), ("duration", sound)])
+    for error in errors.values():
         note(f"failed: {error}")
-    if outcome.errors:
-        raise typer.Exit(next(iter(outcome.errors.values())).exit_code)
+    if errors:
+        raise typer.Exit(next(iter(errors.values())).exit_code)
 
 
 def plan(job: Job, command: str) -> list[Job]:
@@ -88,26 +86,6 @@ def plan(job: Job, command: str) -> list[Job]:
     if not jobs:
         raise ConfigError(f"{job.source} holds no file with one of {', '.join(sorted(ENDINGS[command]))}")
     return list(jobs.values())
-
-
-def run(codec: Codec, jobs: list[Job], command: str, progress: Progress, redo: bool = False) -> Outcome:
-    """Do the jobs whose results are missing or older than what they are made of, all of them with `redo`."""
-    outcome = Outcome()
-    made = (codec.artifact.path / "manifest.json").stat().st_mtime
-    waiting = [job for job in jobs if redo or not _is_done(job, made)]
-    outcome.unchanged = len(jobs) - len(waiting)
-    shape, begin = codec.artifact.manifest.shape, time.perf_counter()
-    pooled = command == "encode" and shape.layout == "ring" and not any(job.separate for job in waiting)
-    batches = _pooled(codec, waiting) if pooled else (_one(codec, job, command) for job in waiting)
-    for number, (job, result) in enumerate(batches, 1):
-        progress(f"{command}: {job.source.parent}", number, len(waiting))
-        if isinstance(result, MimiExportError):
-            outcome.errors[job.source] = result
-        else:
-            outcome.done.append(job.target)
-            outcome.samples += result
-    outcome.seconds = time.perf_counter() - begin
-    return outcome
 
 
 def _is_done(job: Job, made: float) -> bool:

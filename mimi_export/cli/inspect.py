@@ -8,19 +8,14 @@ With `--json`: `command`, `path`, the manifest's own content as `manifest`, and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mimi_export.cli.console import show_json, show_rows, show_table
 from mimi_export.cli.options import Json
-from mimi_export.contract.directory import Artifact, load_artifact
-from mimi_export.contract.spec import StateSpec
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("inspect", short_help="Show what a variant directory holds.")(inspect)
+from mimi_export.contract.directory import load_artifact
+from mimi_export.contract.records import plain
 
 
 def inspect(
@@ -34,37 +29,35 @@ def inspect(
       mimi-export inspect artifacts/streaming-8cb
       mimi-export inspect artifacts/streaming-8cb --json | jq .bitrate
     """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.runtime.graph_file import check_graph_file
+
     artifact = load_artifact(directory, verify_hashes=verify)
-    opsets = _opsets(artifact)
+    manifest, geometry, shape = artifact.manifest, artifact.geometry, artifact.manifest.shape
+    opsets = {str(kind): check_graph_file(artifact.graph_path(kind)) for kind in shape.kinds}
     if json:
-        geometry, specs = artifact.geometry, artifact.manifest.specs
         show_json({
             "command": "inspect",
             "path": str(directory),
             "frame_size": geometry.frame_size,
             "frame_rate": geometry.frame_rate,
-            "bitrate": geometry.bitrate(artifact.manifest.shape.num_codebooks),
+            "bitrate": geometry.bitrate(shape.num_codebooks),
             "opset": opsets,
-            "states": {kind: [_record(state) for state in spec.states] for kind, spec in specs.items()},
-            "manifest": artifact.manifest.to_dict(),
+            "states": {kind: plain(spec.states) for kind, spec in manifest.specs.items()},
+            "manifest": manifest.to_dict(),
         })  # fmt: skip
         return
-    _show(artifact, opsets)
-
-
-def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
-    manifest, geometry = artifact.manifest, artifact.geometry
-    shape = manifest.shape
     per_call = shape.frames_per_call or "any number of"
-    rows: list[tuple[str, object]] = [
+    counts = sorted({1, shape.num_codebooks, *(count for count in (4, 8, 16) if count < shape.num_codebooks)})
+    bitrates = ", ".join(f"{count} cb {geometry.bitrate(count) / 1000:g}" for count in counts)
+    rows = [
         ("source", manifest.source.model + (f" @ {manifest.source.revision}" if manifest.source.revision else "")),
-        *([("weights", manifest.source.caution)] if manifest.source.caution else []),
+        ("weights", manifest.source.caution),
         ("precision", manifest.precision),
         ("layout", f"{shape.layout}, {per_call} frames per call, batch {shape.rows or 'free'}"),
         ("frame", f"{geometry.frame_size} samples at {geometry.sampling_rate} Hz = {1000 / geometry.frame_rate:g} ms"),
         ("encoder gives", shape.head if shape.head != "both" else "codes and latents"),
         ("decoder takes", shape.start if shape.start != "nothing" else "nothing: there is none"),
-        *([("bitrates", _bitrates(artifact))] if shape.num_codebooks else []),
+        ("bitrates", f"{bitrates} kbit/s" if shape.num_codebooks else None),
         ("codebooks", f"{shape.num_codebooks} of {geometry.num_quantizers}, {geometry.codebook_size} entries each"),
         (
             "transformers",
@@ -74,9 +67,8 @@ def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
         ),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.tools.items()))),
         ("opset", ", ".join(f"{kind} {opset}" for kind, opset in opsets.items())),
+        ("conversion", " → ".join(str(record.get("pass", dict(record))) for record in manifest.conversion) or None),
     ]
-    if manifest.conversion:
-        rows.append(("conversion", " → ".join(str(record.get("pass", dict(record))) for record in manifest.conversion)))
     show_rows(manifest.name, rows)
     files = [(name, entry.bytes, entry.sha256[:12]) for name, entry in sorted(manifest.files.items())]
     show_table("Files", ("name", "bytes", "SHA-256"), files)
@@ -87,29 +79,6 @@ def _show(artifact: Artifact, opsets: dict[str, int]) -> None:
         ]
         columns = ("input", "output", "type", "shape in", "shape out")
         show_table(f"States of the {kind}, in order, zeros at first", columns, states)
-
-
-def _bitrates(artifact: Artifact) -> str:
-    geometry, most = artifact.geometry, artifact.manifest.shape.num_codebooks
-    counts = sorted({1, most, *(count for count in (4, 8, 16) if count < most)})
-    return ", ".join(f"{count} cb {geometry.bitrate(count) / 1000:g}" for count in counts) + " kbit/s"
-
-
-def _opsets(artifact: Artifact) -> dict[str, int]:
-    """Version of the standard operator set of each graph."""
-    from mimi_export.runtime.graph_file import check_graph_file
-
-    return {str(kind): check_graph_file(artifact.graph_path(kind)) for kind in artifact.manifest.shape.kinds}
-
-
-def _record(state: StateSpec) -> dict[str, Any]:
-    return {
-        "name": state.name,
-        "kind": state.kind,
-        "dtype": state.dtype,
-        "past_shape": list(state.past_shape),
-        "present_shape": list(state.present_shape),
-    }
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

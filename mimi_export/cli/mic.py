@@ -13,22 +13,16 @@ from mimi_export.cli.transcode import NumCodebooks
 from mimi_export.errors import AudioError, MissingPackageError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("mic", short_help="Microphone to codes to loudspeaker, live.")(mic)
-
-
 def mic(
     variant: Variant = DEFAULT_VARIANT,
     num_codebooks: NumCodebooks = None,
     device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="Part of a device's name, or IN,OUT [default: usual]."),
+        str | None, typer.Option(metavar="NAME", help="Part of a device's name, or IN,OUT [default: usual].")
     ] = None,
     rate: Annotated[
-        int | None, typer.Option("--rate", metavar="HZ", help="Sampling rate of the device [default: the model's].")
+        int | None, typer.Option(metavar="HZ", help="Sampling rate of the device [default: the model's].")
     ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop then [default: Ctrl-C].")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Stop then [default: Ctrl-C].")] = None,
     threads: Threads = 1,
     provider: Provider = "cpu",
 ) -> None:
@@ -65,12 +59,5 @@ def mic(
         raise AudioError(
             f"no sound device can be used: {error}; `python -m sounddevice` lists what there is"
         ) from error
-    heard = loop.played / loop.rate
-    show_rows(
-        "mic",
-        [
-            ("duration", f"{heard:.1f} s"),
-            ("latency", loop.latency_text()),
-            ("gaps", f"{loop.gaps} times nothing to play"),
-        ],
-    )
+    heard, gaps = f"{loop.played / loop.rate:.1f} s", f"{loop.gaps} times nothing to play"
+    show_rows("mic", [("duration", heard), ("latency", loop.latency_text()), ("gaps", gaps)])

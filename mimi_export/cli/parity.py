@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from mimi_export.parity.results import ParityRun
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("parity", short_help="Measure variants against batch PyTorch.")(parity)
-
-
 def parity(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
     audio: Annotated[
@@ -149,15 +144,13 @@ def _depth(quick: bool, deep: bool, listen: bool) -> Depth:
 
 
 def _ways(calls: str) -> list[int | str]:
-    ways: list[int | str] = []
-    for word in calls.split(","):
-        text = word.strip()
-        if text != "mixed" and not (text.isdigit() and 1 <= int(text) <= 32):
+    words = [word.strip() for word in calls.split(",")]
+    for word in words:
+        if word != "mixed" and not (word.isdecimal() and 1 <= int(word) <= 32):
             raise typer.BadParameter(
-                f"{text!r}: expected numbers from 1 to 32 and 'mixed', with commas", param_hint="--calls"
+                f"{word!r}: expected numbers from 1 to 32 and 'mixed', with commas", param_hint="--calls"
             )
-        ways.append(text if text == "mixed" else int(text))
-    return ways
+    return [word if word == "mixed" else int(word) for word in words]
 
 
 def _show(run: ParityRun) -> None:

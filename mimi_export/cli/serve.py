@@ -13,28 +13,18 @@ from mimi_export.cli.errors import needs_extra
 from mimi_export.cli.options import Provider, Threads
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("serve", short_help="Serve live streams over WebSockets.")(serve)
-
-
 def serve(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory with the ring layout.")],
-    host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Other than this machine needs a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 8765,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Other than this machine needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8765,
     token: Annotated[
-        str | None,
-        typer.Option("--token", envvar="MIMI_EXPORT_TOKEN", metavar="TEXT", help="What clients have to know."),
+        str | None, typer.Option(envvar="MIMI_EXPORT_TOKEN", metavar="TEXT", help="What clients have to know.")
     ] = None,
-    streams: Annotated[int, typer.Option("--streams", metavar="N", help="Encoders, and decoders, at a time.")] = 16,
-    message_bytes: Annotated[
-        int, typer.Option("--message-bytes", metavar="N", help="Of one message, at most.")
-    ] = 262144,
-    idle_seconds: Annotated[int, typer.Option("--idle-seconds", metavar="S", help="Silent clients are ended.")] = 30,
-    drain_seconds: Annotated[int, typer.Option("--drain-seconds", metavar="S", help="For streams after SIGTERM.")] = 10,
-    deadline_ms: Annotated[int, typer.Option("--deadline-ms", metavar="MS", help="An idle core waits for more.")] = 10,
+    streams: Annotated[int, typer.Option(metavar="N", help="Encoders, and decoders, at a time.")] = 16,
+    message_bytes: Annotated[int, typer.Option(metavar="N", help="Of one message, at most.")] = 262144,
+    idle_seconds: Annotated[int, typer.Option(metavar="S", help="Silent clients are ended.")] = 30,
+    drain_seconds: Annotated[int, typer.Option(metavar="S", help="For streams after SIGTERM.")] = 10,
+    deadline_ms: Annotated[int, typer.Option(metavar="MS", help="An idle core waits for more.")] = 10,
     threads: Threads = 1,
     provider: Provider = "cpu",
 ) -> None:

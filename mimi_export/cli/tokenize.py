@@ -8,7 +8,7 @@ one worker), `where` (seconds in read, resample, encode, write) and `errors` (a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,12 +25,6 @@ Form = Literal["webdataset", "lhotse"]
 MOST_SHOWN = 5  # errors; all of them are in errors.parquet
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("tokenize", short_help="A corpus to Parquet files of codes, on all cores or Ray.")(tokenize)
-    app.command("tokenize-export", short_help="A corpus of codes for WebDataset or Lhotse.")(tokenize_export)
-
-
 def tokenize(
     inputs: Annotated[
         list[str],
@@ -40,24 +34,20 @@ def tokenize(
             "WebDataset, or datasets with sound inside.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the Parquet files.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the Parquet files.")],
     variant: Variant = ARTIFACTS / "ring-8cb",
-    num_codebooks: Annotated[
-        int | None, typer.Option("--num-codebooks", min=1, metavar="K", help="Keep the first K codebooks.")
-    ] = None,
+    num_codebooks: Annotated[int | None, typer.Option(min=1, metavar="K", help="Keep the first K codebooks.")] = None,
     latents: Annotated[bool, typer.Option("--latents", help="Keep latents, too; the variant must give them.")] = False,
-    engine: Annotated[Engine, typer.Option("--engine", metavar="NAME", help="local, or ray (a cluster).")] = "local",
+    engine: Annotated[Engine, typer.Option(metavar="NAME", help="local, or ray (a cluster).")] = "local",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, metavar="N", help="Processes or actors [default: one a core].")
+        int | None, typer.Option(min=1, metavar="N", help="Processes or actors [default: one a core].")
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(
-            "--rows", min=1, metavar="N", help="Utterances in one call of a ring variant [default: 16 frames' worth]."
-        ),
+        typer.Option(min=1, metavar="N", help="Utterances in one call of a ring variant [default: 16 frames' worth]."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster [default: this machine].")
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster [default: this machine].")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -97,19 +87,16 @@ def tokenize(
             raise typer.Exit(INTERRUPTED) from stop
     if json:
         wanted = [{name: error[name] for name in ("id", "path", "error")} for error in errors]
-        numbers: dict[str, Any] = {"command": "tokenize", "output": str(output), "engine": engine, **summary.to_dict()}
-        show_json({**numbers, "errors": wanted})
+        facts = {"output": str(output), "engine": engine, **summary.to_dict()}
+        show_json({"command": "tokenize", **facts, "errors": wanted})
     else:
         counts = f"{summary.done} done, {summary.before} before, {summary.failed} failed, of {summary.utterances}"
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary.where.items())
-        rows_shown: list[tuple[str, object]] = [("utterances", counts)]
-        if summary.done:
-            speed = f"{summary.done_seconds / 3600:.2f} h of sound in {summary.seconds:.0f} s"
-            rows_shown += [
-                ("speed", f"{speed}, {summary.speed_per_core:.1f} times real time on each of {summary.workers}"),
-                ("where", f"{spent} (of {summary.seconds * summary.workers:.0f} s of {summary.workers} workers)"),
-            ]
-        show_rows(str(output), rows_shown)
+        speed = f"{summary.done_seconds / 3600:.2f} h of sound in {summary.seconds:.0f} s"
+        pace = f"{summary.speed_per_core:.1f} times real time on each of {summary.workers}"
+        where = f"{spent} (of {summary.seconds * summary.workers:.0f} s of {summary.workers} workers)"
+        some = [("speed", f"{speed}, {pace}"), ("where", where)] if summary.done else []
+        show_rows(str(output), [("utterances", counts), *some])
     for error in errors[:MOST_SHOWN]:
         note(f"failed: {error['error']}")
     if len(errors) > MOST_SHOWN:

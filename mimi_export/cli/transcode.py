@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from mimi_export.media.sources import RawFormat
     from mimi_export.runtime import Codec
 
+PIPE = Path("-")  # as in `media.sources`, which imports what --help does not need
+
 NumCodebooks = Annotated[
-    int | None,
-    typer.Option("--num-codebooks", min=1, metavar="K", help="Use only the first K codebooks [default: all]."),
+    int | None, typer.Option(min=1, metavar="K", help="Use only the first K codebooks [default: all].")
 ]
 Subtype = Annotated[
-    str | None,
-    typer.Option("--subtype", metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual]."),
+    str | None, typer.Option(metavar="NAME", help="Sample encoding of OUT, such as FLOAT or PCM_24 [default: usual].")
 ]
 KeepPartial = Annotated[bool, typer.Option("--keep-partial", help="When interrupted, keep what is done until then.")]
 AudioIn = Annotated[
@@ -45,15 +45,12 @@ AudioOut = Annotated[
 ]
 CodesOut = Annotated[Path, typer.Argument(metavar="OUT", help="Codes: .safetensors or .npz; - is standard output.")]
 RawRate = Annotated[
-    int | None, typer.Option("--rate", metavar="HZ", help="Standard input is raw samples at this rate [default: WAV].")
+    int | None, typer.Option(metavar="HZ", help="Standard input is raw samples at this rate [default: WAV].")
 ]
-OutRate = Annotated[
-    int | None, typer.Option("--rate", metavar="HZ", help="Sampling rate of OUT [default: the model's].")
-]
+OutRate = Annotated[int | None, typer.Option(metavar="HZ", help="Sampling rate of OUT [default: the model's].")]
 Channels = Annotated[
     str | None,
     typer.Option(
-        "--channels",
         metavar="N|separate",
         help="Channels of raw input; `separate` codes each channel by itself, not their mean [N-separate: both].",
     ),
@@ -63,16 +60,8 @@ AudioForm = Annotated[
     str, typer.Option("--format", metavar="NAME", help="What standard output gets: wav, s16le or f32le.")
 ]
 CodesForm = Annotated[
-    str, typer.Option("--codes", metavar="NAME", help="Codes in a pipe: jsonl, u16 (frame after frame), safetensors.")
+    str, typer.Option(metavar="NAME", help="Codes in a pipe: jsonl, u16 (frame after frame), safetensors.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("encode", short_help="Audio file to codes.")(encode)
-    app.command("decode", short_help="Codes to audio file.")(decode)
-    app.command("features", short_help="Audio file to latents.")(features)
-    app.command("roundtrip", short_help="Audio file to codes and back to audio.")(roundtrip)
 
 
 def encode(
@@ -110,7 +99,7 @@ def encode(
     if source.is_dir():
         folders.show("encode", job, variant, threads, provider, json)
         return
-    if not _is_pipe(target):
+    if target != PIPE:
         CodesWriter(target)  # an extension that it does not know is refused before anything loads
     _run("encode", job, variant, threads, provider, transfer.encode, json)
 
@@ -150,11 +139,11 @@ def decode(
     if source.is_dir() and identity is None:
         folders.show("decode", job, variant, threads, provider, json)
         return
-    if not _is_pipe(target):
+    if target != PIPE:
         AudioWriter(target, subtype=subtype)
     file: CodesFile | CodesInlet | None
     if identity is None:
-        file = None if _is_pipe(source) else transfer.open_codes(source)
+        file = None if source == PIPE else transfer.open_codes(source)
     else:
         with needs_extra("corpus", "decode --id"):
             from mimi_export.corpus.reading import read_row
@@ -173,18 +162,13 @@ def decode(
 def features(
     source: AudioIn,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Latents: .npy or .safetensors; - is standard output.")],
-    variant: Annotated[
-        Path, typer.Option("--variant", metavar="DIR", help="Variant exported with --head latents or both.")
-    ],
+    variant: Annotated[Path, typer.Option(metavar="DIR", help="Variant exported with --head latents or both.")],
     rate: RawRate = None,
     channels: Channels = None,
     form: RawForm = "s16le",
-    latents: Annotated[
-        str, typer.Option("--latents", metavar="NAME", help="Latents in a pipe: jsonl or f32le.")
-    ] = "jsonl",
+    latents: Annotated[str, typer.Option(metavar="NAME", help="Latents in a pipe: jsonl or f32le.")] = "jsonl",
     frame_rate: Annotated[
-        float | None,
-        typer.Option("--frame-rate", metavar="HZ", help="Latents a second, by straight lines [default: 12.5]."),
+        float | None, typer.Option(metavar="HZ", help="Latents a second, by straight lines [default: 12.5].")
     ] = None,
     threads: Threads = 1,
     provider: Provider = "cpu",
@@ -207,7 +191,7 @@ def features(
         source, target, separate=separate, raw=raw, form=latents, frame_rate=frame_rate, force=force,
         keep_partial=keep_partial,
     )  # fmt: skip
-    if not _is_pipe(target):
+    if target != PIPE:
         LatentsWriter(target)
     _run("features", job, variant, threads, provider, transfer.features, json)
 
@@ -241,13 +225,9 @@ def roundtrip(
     job = transfer.Job(
         source, target, num_codebooks, separate, raw, subtype, rate, form if raw else "wav", force, keep_partial
     )  # fmt: skip
-    if not _is_pipe(target):
+    if target != PIPE:
         AudioWriter(target, subtype=subtype)
     _run("roundtrip", job, variant, threads, provider, transfer.roundtrip, json)
-
-
-def _is_pipe(path: Path) -> bool:
-    return path == Path("-")
 
 
 def _raw_input(source: Path, rate: int | None, channels: str | None, form: str) -> tuple[RawFormat | None, bool]:
@@ -265,7 +245,7 @@ def _raw_input(source: Path, rate: int | None, channels: str | None, form: str) 
         if number or form != "s16le":
             raise typer.BadParameter("raw samples need their rate, too", param_hint="--rate")
         return None, bool(separate)
-    if not _is_pipe(source):
+    if source != PIPE:
         raise typer.BadParameter(
             f"{source} says its rate itself; --rate is for raw samples from -", param_hint="--rate"
         )
@@ -284,7 +264,7 @@ def _run(
     """Open the variant, do the work with progress, show what came of it."""
     from mimi_export.runtime import load
 
-    piped = _is_pipe(job.target)
+    piped = job.target == PIPE
     if piped and json:
         raise typer.BadParameter("standard output has the result already", param_hint="--json")
     codec = load(variant, threads, (provider,))
@@ -306,15 +286,15 @@ def _run(
         numbers = {"duration": duration, "bitrate": bitrate, "speed": speed}
         show_json({"command": command, **files, **numbers, **dataclasses.asdict(transfer), "caution": caution})
     else:
-        rows: list[tuple[str, object]] = [
-            *([("weights", caution)] if caution else []),
+        clipped = f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"
+        rows = [
+            ("weights", caution),
             ("duration", f"{duration:.2f} s ({transfer.samples} samples at {geometry.sampling_rate} Hz)"),
             ("codes" if what else "latents", f"{transfer.frames} frames{what}"),
-            *([("bitrate", f"{bitrate / 1000:g} kbit/s")] if what else []),
+            ("bitrate", f"{bitrate / 1000:g} kbit/s" if what else None),
             ("speed", f"{speed:.1f} times real time ({transfer.seconds:.2f} s)"),
+            ("clipped", clipped if transfer.clipped else None),
         ]
-        if transfer.clipped:
-            rows.append(("clipped", f"{transfer.clipped} samples beyond full scale; --subtype FLOAT keeps them"))
         show_rows(str(job.target), rows)
     if transfer.partial:
         note(f"interrupted; {job.target} holds the first {duration:.2f} s of {job.source}")

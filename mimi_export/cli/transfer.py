@@ -83,23 +83,19 @@ class Transfer:
 
 
 class _Clock:
-    """The time that the work in a `with` block takes, and whether it was interrupted."""
+    """The time of a `with` block, which an interrupt ends well if `keep` says that something is worth keeping."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.interrupted = False
+    def __init__(self, keep: Callable[[], bool]) -> None:
+        self._keep = keep
 
-    @contextmanager
-    def run(self, keep: Callable[[], bool]) -> Iterator[None]:
-        """An interrupt ends the block well if `keep` says that something is worth keeping."""
-        begin = time.perf_counter()
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.interrupted = True
-            if not keep():
-                raise
-        self.seconds = time.perf_counter() - begin
+    def __enter__(self) -> _Clock:
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> bool:
+        self.seconds = time.perf_counter() - self._begin
+        self.interrupted = isinstance(error, KeyboardInterrupt) and self._keep()
+        return self.interrupted
 
 
 class _AudioOut:
@@ -108,17 +104,13 @@ class _AudioOut:
     def __init__(self, writer: AudioWriter | AudioPipe, source_rate: int, target_rate: int, channels: int) -> None:
         self.samples = 0  # at the model's rate
         self.writer = writer
-        self._resampler = Resampler(source_rate, target_rate, channels)
+        self.resampler = Resampler(source_rate, target_rate, channels)
 
     def write(self, audio: npt.NDArray[np.float32], limit: int | None) -> None:
         """Append `[channels, n]`, but no more than `limit` in all."""
         audio = audio[:, : None if limit is None else max(0, limit - self.samples)]
         self.samples += audio.shape[1]
-        self.writer.write(self._resampler.push(audio))
-
-    def finish(self) -> None:
-        """Write what the resampler holds."""
-        self.writer.write(self._resampler.flush())
+        self.writer.write(self.resampler.push(audio))
 
 
 def open_codes(source: Path, form: str = "jsonl", num_codebooks: int = 1) -> CodesFile | CodesInlet:
@@ -146,14 +138,12 @@ def encode(codec: Codec, job: Job) -> Transfer:
     """Encode audio to codes."""
     count = chosen_codebooks(codec, job.num_codebooks)
     rate, frame_size = codec.geometry.sampling_rate, codec.geometry.frame_size
-    metadata = codes_metadata(codec)
-    clock = _Clock()
     with (
         AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader,
-        _codes_out(job, metadata) as writer,
+        _codes_out(job, codes_metadata(codec)) as writer,
     ):
         stream = codec.encoder.stream(reader.rows or 1)
-        with clock.run(lambda: job.keeps and writer.num_frames > 0):
+        with _Clock(lambda: job.keeps and writer.num_frames > 0) as clock:
             for block in reader:
                 writer.append(stream.push(block)[:, :count])
                 job.tick(stream.num_samples / rate, reader.info.duration)
@@ -166,11 +156,10 @@ def encode(codec: Codec, job: Job) -> Transfer:
 
 def features(codec: Codec, job: Job) -> Transfer:
     """Encode audio to latents, for a variant that gives them."""
-    model, clock = codec.geometry, _Clock()
+    model = codec.geometry
     frame_size = model.sampling_rate / (job.frame_rate or model.frame_rate)
-    metadata = dataclasses.replace(
-        codes_metadata(codec), frame_size=int(frame_size) if frame_size.is_integer() else None
-    )  # fmt: skip
+    whole = int(frame_size) if frame_size.is_integer() else None
+    metadata = dataclasses.replace(codes_metadata(codec), frame_size=whole)
     writer: LatentsWriter | LatentsPipe
     if job.target == PIPE:
         writer = LatentsPipe(job.form or "jsonl")
@@ -178,7 +167,7 @@ def features(codec: Codec, job: Job) -> Transfer:
         writer = LatentsWriter(job.target, metadata, job.force)
     with AudioReader(job.source, model.sampling_rate, separate=job.separate, raw=job.raw) as reader, writer:
         extractor, samples = FeatureExtractor(codec, frame_rate=job.frame_rate, rows=reader.rows or 1), 0
-        with clock.run(lambda: job.keeps and writer.num_frames > 0):
+        with _Clock(lambda: job.keeps and writer.num_frames > 0) as clock:
             for block in reader:
                 writer.append(extractor.push(block))
                 samples += block.shape[-1]
@@ -192,34 +181,31 @@ def decode(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> Transfer:
     """Decode `codes` to audio, cut to the real samples where their number is known."""
     blocks, channels, count, frames = _fitting(codec, codes, job)
     rate, frame_size = codec.geometry.sampling_rate, codec.geometry.frame_size
-    clock = _Clock()
     with _audio_out(job, rate, channels) as out:
         stream = codec.decoder.stream(channels)
-        with clock.run(lambda: job.keeps and out.samples > 0):
+        with _Clock(lambda: job.keeps and out.samples > 0) as clock:
             for block in blocks:
                 out.write(stream.push(block), codes.metadata.num_samples)
                 job.tick(out.samples / rate, frames and frames * frame_size / rate)
             out.write(stream.flush(), codes.metadata.num_samples)
-        out.finish()
     return Transfer(out.samples, stream.num_frames, count, clock.seconds, out.writer.clipped, clock.interrupted)
 
 
 def roundtrip(codec: Codec, job: Job) -> Transfer:
     """Encode audio and decode it at once, frame by frame as in a call; the output has the input's length."""
     count = chosen_codebooks(codec, job.num_codebooks)
-    rate, clock = codec.geometry.sampling_rate, _Clock()
+    rate = codec.geometry.sampling_rate
     with (
         AudioReader(job.source, rate, separate=job.separate, raw=job.raw) as reader,
         _audio_out(job, rate, reader.rows or 1) as out,
     ):
         encoder, decoder = codec.encoder.stream(reader.rows or 1), codec.decoder.stream(reader.rows or 1)
-        with clock.run(lambda: job.keeps and out.samples > 0):
+        with _Clock(lambda: job.keeps and out.samples > 0) as clock:
             for block in reader:
                 out.write(decoder.push(encoder.push(block)[:, :count]), encoder.num_samples)
                 job.tick(encoder.num_samples / rate, reader.info.duration)
             out.write(decoder.push(encoder.flush().codes[:, :count]), encoder.num_samples)
             out.write(decoder.flush(), encoder.num_samples)
-        out.finish()
     return Transfer(out.samples, decoder.num_frames, count, clock.seconds, out.writer.clipped, clock.interrupted)
 
 
@@ -256,7 +242,9 @@ def _audio_out(job: Job, rate: int, channels: int) -> Iterator[_AudioOut]:
     else:
         writer = AudioWriter(job.target, target_rate, job.force, job.subtype, channels)
     with writer:
-        yield _AudioOut(writer, rate, target_rate, channels)
+        out = _AudioOut(writer, rate, target_rate, channels)
+        yield out
+        writer.write(out.resampler.flush())
 
 
 def _fitting(codec: Codec, codes: CodesFile | CodesInlet, job: Job) -> tuple[Iterator[Codes], int, int, int | None]:

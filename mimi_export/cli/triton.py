@@ -14,33 +14,19 @@ from mimi_export.cli.console import Steps, show_json, show_rows
 from mimi_export.cli.options import Force, Json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("triton", short_help="Write a model repository for Triton Inference Server.")(triton)
-
-
 def triton(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Variant directory with the ring layout.")],
-    out: Annotated[Path, typer.Option("--out", metavar="REPO", help="The model repository to write.")],
+    out: Annotated[Path, typer.Option(metavar="REPO", help="The model repository to write.")],
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Models are NAME-encoder and NAME-decoder [the variant's]."),
+        str | None, typer.Option(metavar="NAME", help="Models are NAME-encoder and NAME-decoder [the variant's].")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Streams in one call at most.")] = 16,
-    streams: Annotated[
-        int, typer.Option("--streams", metavar="N", help="Streams of an instance at a time; more wait.")
-    ] = 64,
-    instances: Annotated[
-        int, typer.Option("--instances", metavar="N", help="Sessions of a graph; as many as cores for it.")
-    ] = 1,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of one session.")] = 1,
-    delay_ms: Annotated[
-        int, typer.Option("--delay-ms", metavar="MS", help="How long a request may wait for others.")
-    ] = 5,
-    idle_seconds: Annotated[
-        int, typer.Option("--idle-seconds", metavar="S", help="A stream that is silent for so long is ended.")
-    ] = 60,
-    version: Annotated[int, typer.Option("--version", metavar="N", help="Version of the models.")] = 1,
+    rows: Annotated[int, typer.Option(metavar="N", help="Streams in one call at most.")] = 16,
+    streams: Annotated[int, typer.Option(metavar="N", help="Streams of an instance at a time; more wait.")] = 64,
+    instances: Annotated[int, typer.Option(metavar="N", help="Sessions of a graph; as many as cores for it.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", help="Threads of one session.")] = 1,
+    delay_ms: Annotated[int, typer.Option(metavar="MS", help="How long a request may wait for others.")] = 5,
+    idle_seconds: Annotated[int, typer.Option(metavar="S", help="A stream that is silent for so long is ended.")] = 60,
+    version: Annotated[int, typer.Option(metavar="N", help="Version of the models.")] = 1,
     force: Force = False,
     json: Json = False,
 ) -> None:

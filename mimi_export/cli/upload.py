@@ -29,42 +29,27 @@ Directories = Annotated[
 Reports = Annotated[
     list[Path] | None,
     typer.Option(
-        "--report",
         metavar="PATH",
-        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is "
-        "looked for "
-        "in and beside each DIR.",
+        help="Parity report of the variants (report.json or its directory); may be repeated. By default it is looked "
+        "for in and beside each DIR.",
     ),
 ]
 BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model", metavar="ID", help="Hub id of the original, where the variants came from a directory."
-    ),
+    str | None, typer.Option(metavar="ID", help="Hub id of the original, where the variants came from a directory.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("card", short_help="Write the model card of variants.")(card)
-    app.command("upload", short_help="Publish variants on the Hugging Face Hub.")(upload)
 
 
 def upload(
     directories: Directories,
-    repo_id: Annotated[str, typer.Option("--repo-id", metavar="USER/NAME", help="Repository on the Hub.")],
+    repo_id: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository on the Hub.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this only the plan is shown.")] = False,
     pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of writing to the branch.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to write to [default: main].")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to write to [default: main].")] = None,
     report: Reports = None,
     base_model: BaseModel = None,
     with_card: Annotated[bool, typer.Option("--card/--no-card", help="Generate README.md.")] = True,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Download everything afterwards and check it.")
-    ] = True,
+    verify: Annotated[bool, typer.Option(help="Download everything afterwards and check it.")] = True,
     json: Json = False,
 ) -> None:
     """Publish variants on the Hugging Face Hub, in one commit; without --yes only show what would be sent.
@@ -122,9 +107,9 @@ def upload(
 
 def card(
     directories: Directories,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to write.")] = Path("README.md"),
+    output: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("README.md"),
     repo_id: Annotated[
-        str | None, typer.Option("--repo-id", metavar="USER/NAME", help="Repository, for the download commands.")
+        str | None, typer.Option(metavar="USER/NAME", help="Repository, for the download commands.")
     ] = None,
     report: Reports = None,
     base_model: BaseModel = None,
@@ -160,14 +145,7 @@ def _show(plan: Plan, published: Published | None) -> None:
         what = f"{len(plan.to_send)} of {len(plan.files)} files, {size}"
         show_rows("dry run, nothing was sent", [("to send", what), ("do it", "the same command with --yes")])
         return
-    show_rows(
-        "published" if published.sent else "nothing to send",
-        [
-            ("revision", published.revision),
-            ("sent", f"{published.sent} files, {published.bytes_sent / 2**20:.1f} MiB"),
-            (
-                "verified",
-                f"{published.verified} files downloaded and compared" if published.verified else "not verified",
-            ),
-        ],
-    )
+    sent = f"{published.sent} files, {published.bytes_sent / 2**20:.1f} MiB"
+    verified = f"{published.verified} files downloaded and compared" if published.verified else "not verified"
+    rows_shown = [("revision", published.revision), ("sent", sent), ("verified", verified)]
+    show_rows("published" if published.sent else "nothing to send", rows_shown)

@@ -10,23 +10,14 @@ of the audio and `latents_snr_db` (a number, or `"exact"`; null, as for the code
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.options import Json, Provider
 from mimi_export.errors import ParityError
-
-if TYPE_CHECKING:
-    from mimi_export.runtime.golden import GoldenResult
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify", short_help="Check a downloaded variant, without PyTorch.")(verify)
 
 
 def verify(
@@ -44,7 +35,10 @@ def verify(
     import onnxruntime
 
     from mimi_export.contract.directory import load_artifact
-    from mimi_export.runtime.golden import replay_golden
+    from mimi_export.runtime.golden import level, replay_golden
+
+    def number(value: float | None) -> float | str | None:
+        return value if value is None or math.isfinite(value) else level(value)
 
     with Steps() as steps:
         steps.step("hashing the files")
@@ -60,43 +54,25 @@ def verify(
             "frames": result.frames,
             "codes_equal_percent": None if result.codes_equal is None else 100 * result.codes_equal,
             "codes_least_percent": 100 * result.codes_least,
-            "snr_db": _number(result.snr_db),
-            "latents_snr_db": _number(result.latents_db),
+            "snr_db": number(result.snr_db),
+            "latents_snr_db": number(result.latents_db),
             "snr_least_db": result.snr_least,
             "recorded_from": result.recorded_from,
             "onnxruntime": onnxruntime.__version__,
         })  # fmt: skip
     else:
-        show_rows(
-            f"{artifact.manifest.name}: {'as it was made' if result.passed else 'NOT as it should be'}",
-            [
-                ("files", f"{len(artifact.manifest.files)}, all with the SHA-256 of the manifest"),
-                (
-                    "graphs",
-                    f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}",
-                ),
-                *_found(result),
-            ],
-        )
+        graphs = f"inputs, outputs and state shapes as the contract says, onnxruntime {onnxruntime.__version__}"
+        rows = [("files", f"{len(artifact.manifest.files)}, all with the SHA-256 of the manifest"), ("graphs", graphs)]
+        if result.codes_equal is not None:
+            equal, least = f"{100 * result.codes_equal:.2f} %", f"{100 * result.codes_least:g} %"
+            rows.append(("codes", f"{equal} equal, at least {least} wanted"))
+        for what, found in (("latents", result.latents_db), ("audio", result.snr_db)):
+            if found is not None:
+                rows.append((what, f"{level(found)}, at least {result.snr_least:g} dB wanted"))
+        show_rows(f"{artifact.manifest.name}: {'as it was made' if result.passed else 'NOT as it should be'}", rows)
     if result.recorded_from is None and artifact.manifest.precision != "fp32":
         note(
             "the golden clip is of an older program, from this variant's own graphs: convert it again for a real check"
         )
     if not result.passed:
         raise ParityError(f"{directory} {result.missed(artifact.manifest)}")
-
-
-def _number(value: float | None) -> float | str | None:
-    from mimi_export.runtime.golden import level
-
-    return value if value is None or math.isfinite(value) else level(value)
-
-
-def _found(result: GoldenResult) -> Iterator[tuple[str, str]]:
-    from mimi_export.runtime.golden import level
-
-    if result.codes_equal is not None:
-        yield "codes", f"{100 * result.codes_equal:.2f} % equal, at least {100 * result.codes_least:g} % wanted"
-    for what, found in (("latents", result.latents_db), ("audio", result.snr_db)):
-        if found is not None:
-            yield what, f"{level(found)}, at least {result.snr_least:g} dB wanted"

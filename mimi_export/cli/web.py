@@ -17,21 +17,13 @@ from mimi_export.cli.options import Force, Json
 MIB = 2**20
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("web", short_help="A page that runs variants in the browser.")(web)
-
-
 def web(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Variant directories.")],
-    out: Annotated[Path, typer.Option("--out", metavar="SITE", help="Directory to write.")] = Path("site"),
+    out: Annotated[Path, typer.Option(metavar="SITE", help="Directory to write.")] = Path("site"),
     serve: Annotated[bool, typer.Option("--serve", help="Then serve it on this machine, until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port for --serve; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --serve; 0 takes a free one.")] = 8000,
     onnxruntime_web: Annotated[
-        Path | None,
-        typer.Option(
-            "--onnxruntime-web", metavar="DIR", help="Directory of that npm package [default: npm fetches it once]."
-        ),
+        Path | None, typer.Option(metavar="DIR", help="Directory of that npm package [default: npm fetches it once].")
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -46,16 +38,16 @@ def web(
     (--serve does), the page's service worker adds them. The page proves each variant with its golden clip before it
     runs it.
     """  # noqa: D301 - a backspace keeps the lines apart in --help
+    from mimi_export.contract.records import plain
     from mimi_export.web.serve import make_server
     from mimi_export.web.site import build_site
 
     with Steps() as steps:
         site = build_site(directories, out, onnxruntime_web, force, steps.step)
     if json:
-        facts = {"page_bytes": site.page_bytes, "runtime_bytes": site.runtime_bytes, "variants": list(site.variants)}
-        show_json({"command": "web", "path": str(out), **facts})
+        show_json({"command": "web", "path": str(out), **plain(site)})
     else:
-        models = [(str(v["name"]), f"{v['precision']}, {int(str(v['bytes'])) / MIB:.1f} MiB") for v in site.variants]
+        models = [(v["name"], f"{v['precision']}, {v['bytes'] / MIB:.1f} MiB") for v in site.variants]
         sizes = [
             ("page", f"{site.page_bytes / 1024:.0f} KiB"),
             ("onnxruntime-web", f"{site.runtime_bytes / MIB:.0f} MiB, of which a browser takes a third to a half"),

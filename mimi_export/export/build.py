@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from mimi_export.export.variant import export_variant, tool_versions
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
 
 STAMPS = ".build"
-# Parts of the package that no byte of a graph depends on; all others are inputs of every variant.
 NOT_INPUTS = frozenset({"bench", "cli", "hub", "parity"})  # rooms that no byte of a variant depends on
 
 Check = Callable[[Variant, Path], object]
@@ -87,13 +86,21 @@ def build(
     if not force:
         for target in targets.values():
             target.refuse_foreign()
-    weights = _Weights(model, revision, load, progress)
+
+    @cache
+    def loaded(name: str, wanted: str | None) -> tuple[Checkpoint, dict[str, Any]]:
+        progress(f"loading {name}")
+        checkpoint = load(name, wanted)
+        source = [checkpoint.source, checkpoint.revision]
+        return checkpoint, {"source": source, "geometry": plain(checkpoint.geometry), "weights": checkpoint.sha256()}
+
     built = []
     for variant in order:
         target, recipe = targets[variant.name], variant.recipe
         make: Callable[..., object]
         if isinstance(recipe, ExportRecipe):
-            checkpoint, inputs = weights.get(recipe)
+            key = (recipe.model, recipe.revision) if model is None else (model, revision)
+            checkpoint, inputs = loaded(*key)
             make = partial(export_variant, checkpoint, shape=recipe.shape, name=variant.name)
         else:
             parent = targets[recipe.parent].path
@@ -138,37 +145,6 @@ def _order(variants: Mapping[str, Variant], names: Sequence[str]) -> list[Varian
             ordered.setdefault(variant.recipe.parent, variants[variant.recipe.parent])
         ordered.setdefault(name, variant)
     return sorted(ordered.values(), key=lambda variant: isinstance(variant.recipe, ConvertRecipe))
-
-
-class _Weights:
-    """Checkpoints by model and revision, each loaded and hashed once."""
-
-    def __init__(
-        self,
-        model: str | None,
-        revision: str | None,
-        load: Callable[[str, str | None], Checkpoint],
-        progress: Progress,
-    ) -> None:
-        self._model = model
-        self._revision = revision
-        self._load = load
-        self._progress = progress
-        self._loaded: dict[tuple[str, str | None], tuple[Checkpoint, dict[str, Any]]] = {}
-
-    def get(self, recipe: ExportRecipe) -> tuple[Checkpoint, dict[str, Any]]:
-        """The checkpoint of a recipe, and what identifies it."""
-        key = (recipe.model, recipe.revision) if self._model is None else (self._model, self._revision)
-        if key not in self._loaded:
-            self._progress(f"loading {key[0]}")
-            checkpoint = self._load(*key)
-            inputs = {
-                "source": [checkpoint.source, checkpoint.revision],
-                "geometry": plain(checkpoint.geometry),
-                "weights": checkpoint.sha256(),
-            }
-            self._loaded[key] = checkpoint, inputs
-        return self._loaded[key]
 
 
 class _Target:

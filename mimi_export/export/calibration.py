@@ -67,7 +67,7 @@ class Calibration:
         digest = hashlib.sha256(self._sound.astype("<f4").tobytes()).hexdigest()
         return {"rounding": "feedback", "calibration": self._source, "sha256": digest}
 
-    def round(self, model: ir.Model, spec: GraphSpec, names: Iterable[str], progress: Progress) -> dict[str, Rounded]:
+    def round(self, model: ir.Model, spec: GraphSpec, names: set[str], progress: Progress) -> dict[str, Rounded]:
         """Codes of the named products of a float32 graph.
 
         Args:
@@ -76,8 +76,7 @@ class Calibration:
             names: weights to round.
             progress: told of each step.
         """
-        wanted = set(names)
-        matmuls = {name: matmul for name, matmul in find_matmuls(model).items() if name in wanted}
+        matmuls = {name: matmul for name, matmul in find_matmuls(model).items() if name in names}
         progress(f"calibrating the {spec.kind}")
         grams = self._listen(model, spec, matmuls)
         rounded = {}
@@ -90,9 +89,7 @@ class Calibration:
     def _listen(self, model: ir.Model, spec: GraphSpec, matmuls: dict[str, Matmul]) -> dict[str, Gram]:
         grams = {str(matmul.x.name): Gram(len(matmul.matrix())) for matmul in matmuls.values()}
         session = _session_with(model, grams)
-        data, axis = self._heard.get(spec.data_input.name), spec.data_input.time_axis
-        if data is None:
-            raise ValueError("the decoder is calibrated with what the encoder gives; calibrate the encoder first")
+        data, axis = self._heard[spec.data_input.name], spec.data_input.time_axis
         unit = spec.frame_size if spec.kind == "encoder" else 1
         rows = spec.shape.rows or 1
         states = {state.past.name: np.zeros(state.initial_shape(rows), np.dtype(state.dtype)) for state in spec.states}

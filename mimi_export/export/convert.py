@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -97,7 +96,9 @@ def convert(
     if source.resolve() == target.resolve():
         raise OutputError(f"{target} is the directory to convert; choose another one for the result")
     parent = load_artifact(source, verify_hashes=True)
-    _refuse_converted(parent)
+    found = parent.manifest
+    if found.precision != FP32 or found.conversion:
+        raise ArtifactError(f"{source} is {found.precision} already; convert the {FP32} variant that it was made from")
     with atomic_directory(target, force) as directory:
         graphs: dict[GraphKind, ConvertedGraph] = {}
         models = {kind: ir.load(parent.graph_path(kind)) for kind in parent.manifest.shape.kinds}
@@ -107,14 +108,16 @@ def convert(
         for kind in parent.manifest.shape.kinds:
             progress(f"converting the {kind} to {options.precision}")
             graphs[kind] = convert_graph(models[kind], parent.spec(kind), options, calibration, progress)
+        counts = {kind: dict(sorted(Counter(graph.forms.values()).items())) for kind, graph in graphs.items()}
+        hashes = {file: entry.sha256 for file, entry in sorted(found.files.items())}
         manifest = dataclasses.replace(
-            parent.manifest,
+            found,
             name=name or target.resolve().name,
             precision=options.precision,
             conversion=[
-                _parent_record(parent),
+                {"parent": found.name, "files": hashes},
                 {**options.record(), **(calibration.record() if calibration else {})},
-                *map(_weights_record, graphs.items()),
+                *({"graph": kind, "weights": weights} for kind, weights in counts.items()),
             ],
             files={},
         )
@@ -191,14 +194,6 @@ def names_of(forms: Forms, wanted: Form) -> set[str]:
     return {name for name, form in forms.items() if form == wanted}
 
 
-def _refuse_converted(parent: Artifact) -> None:
-    manifest = parent.manifest
-    if manifest.precision != FP32 or manifest.conversion:
-        raise ArtifactError(
-            f"{parent.path} is {manifest.precision} already; convert the {FP32} variant that it was made from"
-        )
-
-
 def _refuse_mixed(parent: Artifact, models: dict[GraphKind, ir.Model]) -> None:
     """Compare each graph, and what it says about itself, with the manifest, which may have been written over it."""
     for kind, model in models.items():
@@ -209,13 +204,3 @@ def _refuse_mixed(parent: Artifact, models: dict[GraphKind, ir.Model]) -> None:
                 f"{parent.graph_path(kind)} says that it is {found}, the manifest says {wanted}: files of two variants "
                 "are mixed here; export it again"
             )
-
-
-def _parent_record(parent: Artifact) -> dict[str, Any]:
-    manifest = parent.manifest
-    return {"parent": manifest.name, "files": {name: entry.sha256 for name, entry in sorted(manifest.files.items())}}
-
-
-def _weights_record(graph: tuple[GraphKind, ConvertedGraph]) -> dict[str, Any]:
-    """How many weights of a graph have which form."""
-    return {"graph": graph[0], "weights": dict(sorted(Counter(graph[1].forms.values()).items()))}

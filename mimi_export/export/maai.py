@@ -14,11 +14,10 @@ names end in `_Nf`. Where `position_ids` begins with 0 a stream begins, and its 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from mimi_export.errors import ConfigError, GraphError
 from mimi_export.export.calibration import Calibration
 from mimi_export.export.convert import names_of, rewrite_graph
 from mimi_export.export.precision import weight_forms
-from mimi_export.export.trace import OPSET, onnx_program, trace
+from mimi_export.export.trace import onnx_program, trace
 from mimi_export.export.variant import finish, tool_versions
 from mimi_export.media.signals import speech_like
 from mimi_export.model import upstream
@@ -55,6 +54,7 @@ from mimi_export.model.graphs import Call, StreamingEncoder, streaming_graph
 from mimi_export.model.steps.cache import SlotCache
 from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.rounding import Rounded
+from mimi_export.runtime.session import GraphSession
 
 RATE = 16000  # Hz, at which the client records
 CONTEXT = 320  # samples of overlap that it drops
@@ -70,6 +70,8 @@ Array = npt.NDArray[Any]
 class MaaiSpec(GraphSpec):
     """Inputs and outputs under the client's names; `states` are those of the window layout."""
 
+    tokens_per_frame: int = 2
+
     @property
     def frames(self) -> int:
         """Frames of a call."""
@@ -80,36 +82,31 @@ class MaaiSpec(GraphSpec):
         """See `GraphSpec`."""
         tokens = (self.frames * self.tokens_per_frame,)
         positions = [TensorSpec(name, "int64", tokens) for name in ("cache_position", "position_ids")]
-        pads, pasts = self._states("pad_cache", "past")
-        return [self.data_input, *positions, *pads, *pasts]
+        return [self.data_input, *positions, *self._states("pad_cache", "past")]
 
     @property
     def outputs(self) -> list[TensorSpec]:
         """See `GraphSpec`."""
-        pads, pasts = self._states("pad_cache_out", "past_out")
-        return [self.data_output, TensorSpec("cache_position_out", "int64", (1,)), *pads, *pasts]
+        position = TensorSpec("cache_position_out", "int64", (1,))
+        return [self.data_output, position, *self._states("pad_cache_out", "past_out")]
 
-    tokens_per_frame: int = 2
-
-    def _states(self, pad: str, past: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def _states(self, pad: str, past: str) -> Iterator[TensorSpec]:
         convs = [state for state in self.states if state.kind == "conv"]
         others = [state for state in self.states if state.kind != "conv"]
-        rows, heads, _, dim = others[0].past_shape
-        pads = [TensorSpec(f"{pad}_{index}", "float32", state.past_shape) for index, state in enumerate(convs)]
-        pasts = [
-            TensorSpec(f"{past}_{index}", "float32", (rows, heads, self.window_length, dim))
-            for index in range(len(others))
-        ]
-        return pads, pasts
+        for index, state in enumerate(convs):
+            yield TensorSpec(f"{pad}_{index}", "float32", state.past_shape)
+        for index, state in enumerate(others):
+            rows, heads, _, dim = state.past_shape
+            yield TensorSpec(f"{past}_{index}", "float32", (rows, heads, self.window_length, dim))
 
 
 def maai_spec(geometry: Geometry, rows: int, frames: int) -> MaaiSpec:
     """The inputs and outputs of one graph."""
     graph = graph_spec(geometry, "encoder", Shape(0, rows=rows, head="latents", start="nothing"))
-    fields = {field.name: getattr(graph, field.name) for field in dataclasses.fields(graph)}
-    fields["data_input"] = TensorSpec("wave_24k", "float32", (rows, 1, frames * geometry.frame_size))
-    fields["data_output"] = TensorSpec("embeddings", "float32", (rows, frames, geometry.hidden_size))
-    return MaaiSpec(**fields, tokens_per_frame=geometry.tokens_per_frame)
+    wave = TensorSpec("wave_24k", "float32", (rows, 1, frames * geometry.frame_size))
+    latents = TensorSpec("embeddings", "float32", (rows, frames, geometry.hidden_size))
+    tokens = geometry.tokens_per_frame
+    return MaaiSpec(**vars(graph) | {"data_input": wave, "data_output": latents, "tokens_per_frame": tokens})
 
 
 class _Encoder(nn.Module):
@@ -138,7 +135,6 @@ def export_maai(
     output_dir: str | os.PathLike[str],
     frames_per_call: int = 1,
     *,
-    precisions: Sequence[str] = ("fp32", "int8"),
     force: bool = False,
     progress: Progress = logger.info,
 ) -> dict[str, Any]:
@@ -148,7 +144,6 @@ def export_maai(
         checkpoint: the model; an encoder alone will do.
         output_dir: the directory to make.
         frames_per_call: frames of a call, 1 or 2.
-        precisions: which to make.
         force: replace an earlier directory.
         progress: told of each step.
 
@@ -172,16 +167,15 @@ def export_maai(
         for rows in ROWS:
             spec = maai_spec(geometry, rows, frames_per_call)
             progress(f"tracing the encoder of {rows} row(s)")
-            model = trace(
-                _Encoder(plain_encoder), spec, [tensor.name for tensor in spec.outputs], spec.window_length, OPSET
-            )
+            outputs = [tensor.name for tensor in spec.outputs]
+            model = trace(_Encoder(plain_encoder), spec, outputs, spec.window_length)
             ir.passes.Sequential(common.RemoveUnusedNodesPass(), SetInterface(spec))(model)
-            for precision in precisions:
+            for precision, least in LEAST_DB.items():
                 made = model
                 if precision == "int8":
                     forms = weight_forms(model, "encoder", Int8Options())
                     if not rounded:  # by the same weights' names in a graph that streams by itself
-                        source = onnx_program(plain_encoder, OPSET)
+                        source = onnx_program(plain_encoder)
                         finish(source, latents, {})
                         rounded = Calibration(geometry).round(source, latents, names_of(forms, "int8"), progress)
                     made = rewrite_graph(model, "encoder", forms, rounded).model
@@ -195,7 +189,7 @@ def export_maai(
                 text = json.dumps(client_record(geometry, spec), indent=2) + "\n"
                 for meta in (f"{name}.json", f"{name}.onnx.json"):
                     (directory / meta).write_text(text, encoding="utf-8")
-                checks[path.name] = _check(checkpoint, path, spec, LEAST_DB[precision])
+                checks[path.name] = _check(checkpoint, path, spec, least)
         record = {
             "format_version": FORMAT_VERSION,
             "kind": "maai",
@@ -267,10 +261,7 @@ def _check(checkpoint: Checkpoint, path: Path, spec: MaaiSpec, least: float) -> 
     calls = int(SECONDS * geometry.frame_rate) // spec.frames
     sound = [speech_like(SECONDS, seed, geometry.sampling_rate) for seed in range(rows)]
     audio = np.stack(sound)[:, : calls * spec.frames * geometry.frame_size].astype(np.float32)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = stream_latents(session, spec, geometry, audio).astype(np.float64)
+    found = stream_latents(GraphSession(path, spec).session, spec, geometry, audio).astype(np.float64)
     wanted = upstream.encode_latents(checkpoint.model, torch.from_numpy(audio[:, None])).transpose(1, 2).numpy()
     level = decibels(float(np.square(wanted, dtype=np.float64).sum()), float(np.square(found - wanted).sum()))
     if not level >= least:

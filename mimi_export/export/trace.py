@@ -19,7 +19,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mimi_export.contract.spec import BATCH, CODEBOOKS, FRAMES, PAST, SAMPLES, GraphSpec, TensorSpec
+from mimi_export.contract.spec import BATCH, CODEBOOKS, FRAMES, PAST, SAMPLES, GraphSpec
 from mimi_export.errors import ConfigError
 from mimi_export.model.graphs import StreamingGraph, Tapped
 
@@ -59,7 +59,14 @@ def trace(
     Raises:
         ConfigError: the exporter wrote another opset than the one asked for.
     """
-    dims = _dims(graph, most_past)
+    frames = Dim(FRAMES, min=1, max=2**20)
+    dims: dict[str, Any] = {
+        BATCH: Dim(BATCH, min=1, max=2**16),
+        FRAMES: frames,
+        SAMPLES: graph.frame_size * frames,
+        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.shape.num_codebooks)),
+        PAST: Dim(PAST, min=0, max=most_past),
+    }
     shapes = tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)} for tensor in graph.inputs
     )
@@ -89,30 +96,15 @@ def trace(
 
 def examples(graph: GraphSpec) -> tuple[Tensor, ...]:
     """Zeros for every input of a graph."""
-    return tuple(_example(tensor, graph) for tensor in graph.inputs)
-
-
-def _example(tensor: TensorSpec, graph: GraphSpec) -> Tensor:
     sizes = {
         **EXAMPLE,
         SAMPLES: EXAMPLE[FRAMES] * graph.frame_size,
         CODEBOOKS: min(EXAMPLE[CODEBOOKS], graph.shape.num_codebooks),
         PAST: min(EXAMPLE[PAST], graph.window_length),
     }
-    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
-    return torch.zeros(shape, dtype=torch.int64 if tensor.dtype == "int64" else torch.float32)
-
-
-def _dims(graph: GraphSpec, most_past: int) -> dict[str, Any]:
-    """Symbols of the free dimensions; samples are whole frames."""
-    frames = Dim(FRAMES, min=1, max=2**20)
-    return {
-        BATCH: Dim(BATCH, min=1, max=2**16),
-        FRAMES: frames,
-        SAMPLES: graph.frame_size * frames,
-        CODEBOOKS: Dim(CODEBOOKS, min=1, max=max(2, graph.shape.num_codebooks)),
-        PAST: Dim(PAST, min=0, max=most_past),
-    }
+    shapes = [[sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape] for tensor in graph.inputs]
+    types = [getattr(torch, tensor.dtype) for tensor in graph.inputs]
+    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GraphSpec, Head, Shape, Start
 from mimi_export.errors import ConfigError
-from mimi_export.export.trace import OPSET, onnx_program
+from mimi_export.export.trace import onnx_program
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.graphs import streaming_graph
 from mimi_export.model.upstream import NO_DECODER, has_decoder
@@ -30,7 +30,7 @@ from mimi_export.passes.interface import SetInterface, SetMetadata
 from mimi_export.passes.taps import RemoveTapOutputs
 from mimi_export.runtime.golden import write_golden
 
-TOOLS = ("mimi-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ def export_variant(
     shape: Shape,
     *,
     name: str | None = None,
-    opset: int = OPSET,
     force: bool = False,
     progress: Progress = logger.info,
 ) -> Manifest:
@@ -54,7 +53,6 @@ def export_variant(
         output_dir: the directory to make.
         shape: what the graphs take in a call.
         name: the variant's name; the directory's by default.
-        opset: ONNX operator set to write.
         force: replace an earlier variant directory.
         progress: told of each step.
 
@@ -74,7 +72,7 @@ def export_variant(
     with atomic_directory(output_dir, force) as directory:
         for kind, graph in manifest.specs.items():
             progress(f"tracing the {kind}")
-            model = onnx_program(streaming_graph(checkpoint, graph), opset)
+            model = onnx_program(streaming_graph(checkpoint, graph))
             finish(model, graph, metadata_props(manifest))
             progress(f"writing and checking {graph.file_name}")
             ir.save(model, directory / graph.file_name)
@@ -95,15 +93,12 @@ def usual_start(checkpoint: Checkpoint, head: Head) -> Start:
 
 def tool_versions() -> dict[str, str]:
     """Versions of the packages that decide what a graph looks like; of torch without its build tag."""
-    versions = {tool: importlib.metadata.version(tool) for tool in TOOLS if tool != "mimi-export"}
+    versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     return {"mimi-export": __version__, **{tool: version.split("+")[0] for tool, version in versions.items()}}
 
 
 def finish(model: ir.Model, graph: GraphSpec, props: dict[str, str]) -> None:
     """Bring an exported model into the published form, in place."""
     ir.passes.Sequential(
-        RemoveTapOutputs(),
-        common.RemoveUnusedNodesPass(),
-        SetInterface(graph),
-        SetMetadata(props, __version__),
+        RemoveTapOutputs(), common.RemoveUnusedNodesPass(), SetInterface(graph), SetMetadata(props, __version__)
     )(model)

@@ -31,7 +31,7 @@ from mimi_export import __version__
 from mimi_export.contract.directory import list_files
 from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
-from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, Source
+from mimi_export.contract.manifest import BATCH_MANIFEST, BatchManifest, Manifest, Source, metadata_props
 from mimi_export.contract.precision import Fp16Options, Int8Options, Options
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind, GraphSpec, Shape, graph_spec
@@ -95,9 +95,7 @@ def export_batch(
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise ConfigError(f"there is no data type {dtype!r}; expected some of {', '.join(DTYPES)}")
-    if not dtypes:
-        raise ConfigError(f"no data type to write; expected some of {', '.join(DTYPES)}")
-    title = name or Path(output_dir).resolve().name
+    title, source = name or Path(output_dir).resolve().name, Source(checkpoint.source, checkpoint.revision)
     with atomic_directory(output_dir, force, marker=BATCH_MANIFEST) as directory:
         (directory / GRAPH_FOLDER).mkdir()
         written: dict[str, dict[GraphKind, str]] = {dtype: {} for dtype in dtypes}
@@ -117,7 +115,7 @@ def export_batch(
                 converted = model
                 if options is not None:
                     converted = convert_graph(model, spec, options, calibrations[dtype], progress).model
-                SetMetadata(_props(checkpoint, title, count, dtype), __version__)(converted)
+                SetMetadata(_props(Manifest(title, geometry, Shape(count), source, dtype)), __version__)(converted)
                 ir.save(converted, directory / file)
                 onnx.checker.check_model(str(directory / file), full_check=True)
                 check_integers(directory / file)
@@ -125,8 +123,8 @@ def export_batch(
         _write_json(directory / "config.json", config_json(checkpoint, count, dtypes))
         _write_json(directory / "preprocessor_config.json", preprocessor_json(geometry))
         manifest = BatchManifest(
-            title, count, geometry.sampling_rate, geometry.frame_size, Source(checkpoint.source, checkpoint.revision),
-            tool_versions(), written, list_files(directory, BATCH_MANIFEST),
+            title, count, geometry.sampling_rate, geometry.frame_size, source, tool_versions(), written,
+            list_files(directory, BATCH_MANIFEST),
         )  # fmt: skip
         _write_json(directory / BATCH_MANIFEST, manifest.to_dict())
         if check is not None:
@@ -173,19 +171,11 @@ def preprocessor_json(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _props(checkpoint: Checkpoint, name: str, num_codebooks: int, dtype: str) -> dict[str, str]:
-    geometry = checkpoint.geometry
-    props = {
-        "name": name,
-        "precision": dtype,
-        "num_codebooks": str(num_codebooks),
-        "sampling_rate": str(geometry.sampling_rate),
-        "frame_size": str(geometry.frame_size),
-        "frame_rate": f"{geometry.frame_rate:g}",
-        "layout": "batch",
-        "source_model": checkpoint.source,
-    }
-    return props if checkpoint.revision is None else {**props, "source_revision": checkpoint.revision}
+def _props(manifest: Manifest) -> dict[str, str]:
+    """What a streaming graph says of itself, without what concerns calls and states."""
+    streaming = {"format_version", "frames_per_call", "states"}
+    props = {key: text for key, text in metadata_props(manifest).items() if key not in streaming}
+    return {**props, "layout": "batch"}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mimi_export.contract.directory import Artifact, load_artifact
 from mimi_export.contract.files import atomic_directory, refuse_taken
@@ -54,7 +55,7 @@ class Site:
 
     page_bytes: int
     runtime_bytes: int
-    variants: Sequence[dict[str, object]]
+    variants: Sequence[dict[str, Any]]
 
 
 def build_site(
@@ -121,7 +122,7 @@ def _page_files() -> list[Path]:
     return [*(path for path in PAGE.iterdir() if path.name != SAMPLE), sample]
 
 
-def _entry(artifact: Artifact, name: str) -> dict[str, object]:
+def _entry(artifact: Artifact, name: str) -> dict[str, Any]:
     manifest = artifact.manifest
     needed = [*(spec.file_name for spec in manifest.specs.values()), GOLDEN_NAME]
     return {
