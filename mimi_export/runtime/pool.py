@@ -227,7 +227,7 @@ def _copies(sources: dict[int, int], spare: int) -> list[tuple[int, int]]:
     while left:
         new = next((row for row in left if row not in left.values()), None)
         if new is None:  # all that are left wait for each other: one makes room
-            new, old = next(iter(left.items()))
+            new = next(iter(left))
             copies.append((spare, new))
             left = {row: spare if source == new else source for row, source in left.items()}
         copies.append((new, left.pop(new)))
