@@ -27,6 +27,7 @@ from mimi_export.contract.network import GraphKind as GraphKind
 from mimi_export.contract.records import OPTIONAL, check_range
 from mimi_export.errors import ConfigError
 
+KvLayout = Literal["window", "ring"]
 Head = Literal["codes", "latents", "both"]
 Start = Literal["codes", "latents", "nothing"]
 Dim = int | str
@@ -63,7 +64,7 @@ class Shape:
     """
 
     num_codebooks: int
-    layout: Literal["window", "ring"] = "window"
+    layout: KvLayout = "window"
     frames_per_call: int | None = None
     rows: int | None = field(default=None, metadata={"key": "batch", **OPTIONAL})
     head: Head = field(default="codes", metadata=OPTIONAL)
