@@ -31,9 +31,8 @@ import torch
 
 from mimi_export.bench.graphs import GraphSubject
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
-from mimi_export.corpus.inputs import find
+from mimi_export.corpus.inputs import Utterance, find
 from mimi_export.corpus.rows import matrix
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.media.audio import read_audio
 from mimi_export.model.checkpoint import load_checkpoint
 from mimi_export.model.kyutai import save_kyutai

@@ -260,7 +260,7 @@ def test_every_promise_is_found_in_the_results():
         Contender("r8", "ours", Path(), layout="ring", precision="int8-block"),
         Contender("r8x2", "ours", Path(), layout="ring", precision="int8", frames_per_call=2),
         Contender(PUBLIC, "public", Path()),
-        *(Contender(name, "peer") for name in ("moshi", "rustymimi", "transformers-streaming")),
+        *(Contender(name, "peer", Path()) for name in ("moshi", "rustymimi", "transformers-streaming")),
     ]
     rows = []
     for direction in GRAPH_KINDS:
@@ -429,7 +429,7 @@ def test_huge_pages_reach_graphs_and_other_programs(tiny_variant, monkeypatch, w
             raise MimiExportError("enough")
 
     monkeypatch.setattr(contenders_module, "ContenderProcess", Process)
-    peer = Contender("moshi", "peer", weights=Path("weights"))
+    peer = Contender("moshi", "peer", Path("weights"))
     with pytest.raises(MimiExportError, match="enough"):
         run_rounds([peer, *variant_contenders([tiny_variant()])], Plan(huge_pages=wanted))
     assert asked == [("moshi", wanted), (tiny_variant().name, wanted)]

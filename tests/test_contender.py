@@ -107,9 +107,6 @@ def test_rounds_through_a_child_process():
         with pytest.raises(MimiExportError, match="stand-in runs as stream, not as push"):
             contender.measure(["push"], 1.0, 1, 1)
         assert len(contender.measure(**ROUND)["ms"]["stream"]) == 3, "a refusal harms nothing"
-    contender.close()
-    with pytest.raises(MimiExportError, match="stand-in has been closed"):
-        contender.measure(**ROUND)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_a_program_that_cannot_be_started(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(PEERS))
 def test_a_peer_without_its_package_or_weights_says_so(name, tmp_path):
-    peer = Contender(name, "peer", weights=tmp_path / "none")
+    peer = Contender(name, "peer", tmp_path / "none")
     wanted = pytest.raises(CheckpointError, match=f"{name} ended with status 4 while starting: there are no weights at")
     with wanted, peer.start("encoder", 1):
         pass

@@ -20,12 +20,11 @@ from mimi_export.contract.precision import Int8Options
 from mimi_export.contract.spec import Shape
 from mimi_export.corpus import run as corpus
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
-from mimi_export.corpus.inputs import find
+from mimi_export.corpus.inputs import Utterance, find
 from mimi_export.corpus.plan import make_plan
 from mimi_export.corpus.rows import CorpusInfo, matrix, to_bytes
 from mimi_export.corpus.run import Left
 from mimi_export.corpus.store import Store
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import ConfigError, OutputError
 from mimi_export.export.convert import convert
 from mimi_export.media.audio import read_audio

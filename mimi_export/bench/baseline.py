@@ -16,9 +16,9 @@ Its three defects belong to the design and are kept:
 from __future__ import annotations
 
 import dataclasses
-import logging
+import itertools
 import math
-import os
+from pathlib import Path
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -34,9 +34,9 @@ from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.geometry import Geometry
 from mimi_export.contract.manifest import Manifest, Source, metadata_props
 from mimi_export.contract.network import ConvLayer, ResidualUnit
-from mimi_export.contract.progress import Progress
+from mimi_export.contract.progress import Progress, no_progress
 from mimi_export.contract.spec import BATCH, FRAMES, GRAPH_KINDS, GraphSpec, Shape
-from mimi_export.export.trace import OPSET, trace
+from mimi_export.export.trace import trace
 from mimi_export.export.variant import tool_versions
 from mimi_export.model.checkpoint import Checkpoint
 from mimi_export.model.steps.rope import inverse_frequencies
@@ -44,7 +44,6 @@ from mimi_export.model.upstream import Parts, parts
 from mimi_export.passes.interface import SetInterface, SetMetadata
 
 MOST_PAST = 2**24
-logger = logging.getLogger(__name__)
 
 
 class States(NamedTuple):
@@ -55,7 +54,9 @@ class States(NamedTuple):
 
 
 class PublicGraph(nn.Module):
-    """What both graphs share: states by name, convolutions, the transformer; upstream's modules as they are."""
+    """One graph over upstream's modules as they are: waveform `[B, 1, frames·frame_size]` to codes `[B, K, frames]`, or
+    codes to a waveform; K is fixed.
+    """
 
     def __init__(self, graph: GraphSpec, geometry: Geometry, upstream: Parts) -> None:
         super().__init__()
@@ -69,24 +70,45 @@ class PublicGraph(nn.Module):
         quantizer = upstream.quantizer
         halves = (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer)
         self.projections = nn.ModuleList([half.input_proj if encodes else half.output_proj for half in halves])
-        books = [[layer.codebook.embed for layer in half.layers] for half in halves]
-        semantic = geometry.num_semantic_quantizers
-        self._levels = (semantic, graph.shape.num_codebooks - semantic)
-        self.codebooks = nn.ParameterList(
-            nn.Parameter(book.detach().clone(), requires_grad=False)
-            for half, levels in zip(books, self._levels, strict=True)
-            for book in half[:levels]
+        levels = (geometry.num_semantic_quantizers, graph.shape.num_codebooks - geometry.num_semantic_quantizers)
+        kept = [half.layers[:count] for half, count in zip(halves, levels, strict=True)]
+        self.codebooks = nn.ModuleList(
+            nn.ParameterList(nn.Parameter(layer.codebook.embed.detach().clone()) for layer in layers) for layers in kept
         )
 
     def forward(self, data: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """One call: data and past states in, data and present states out."""
         names = [state.name for state in self.graph.states]
         named = States(dict(zip(names, states, strict=True)), {})
-        return self.step(data, named), *(named.present[name] for name in names)
+        step = self.encode if self.graph.kind == "encoder" else self.decode
+        return step(data, named), *(named.present[name] for name in names)
 
-    def step(self, data: Tensor, states: States) -> Tensor:
-        """Compute the data output of one call."""
-        raise NotImplementedError
+    def encode(self, audio: Tensor, states: States) -> Tensor:
+        """Codes of one call."""
+        x = self.transformer(self.walk(audio, states).transpose(1, 2), states)
+        layer = network.downsample_layer(self.geometry)
+        latents = self.conv(layer, self.resample, x.transpose(1, 2), states)
+        frames, codes = latents.shape[2], []
+        for projection, books in zip(self.projections, self.codebooks, strict=True):
+            residual = (latents if projection is None else projection(latents)).transpose(1, 2)
+            residual = residual.reshape(-1, self.geometry.codebook_dim)
+            for book in books.parameters():
+                distances = (residual**2).sum(1, keepdim=True) - 2 * residual @ book.t() + (book**2).sum(1)
+                code = distances.argmin(dim=-1)
+                residual = residual - functional.embedding(code, book)
+                codes.append(code.reshape(-1, frames))
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor, states: States) -> Tensor:
+        """Samples of one call."""
+        levels, latents = itertools.count(), 0.0
+        for projection, books in zip(self.projections, self.codebooks, strict=True):
+            entries = [functional.embedding(codes[:, next(levels)], book) for book in books.parameters()]
+            if entries:
+                total = sum(entries[1:], entries[0]).transpose(1, 2)
+                latents = latents + (total if projection is None else projection(total))
+        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, states)
+        return self.walk(self.transformer(x.transpose(1, 2), states).transpose(1, 2), states)
 
     def conv(self, layer: ConvLayer, root: nn.Module, x: Tensor, states: States) -> Tensor:
         """One convolution with its state."""
@@ -137,12 +159,7 @@ class PublicGraph(nn.Module):
         return x
 
     def _attention(
-        self,
-        index: int,
-        x: Tensor,
-        states: States,
-        rotation: tuple[Tensor, Tensor],
-        mask: Tensor,
+        self, index: int, x: Tensor, states: States, rotation: tuple[Tensor, Tensor], mask: Tensor
     ) -> Tensor:
         g, module = self.geometry, self.layers[index].self_attn
         tokens = x.shape[1]
@@ -163,60 +180,8 @@ class PublicGraph(nn.Module):
         return module.o_proj(joined.reshape(-1, tokens, g.num_attention_heads * g.head_dim))
 
 
-class PublicEncoder(PublicGraph):
-    """Waveform `[B, 1, frames·frame_size]` to codes `[B, K, frames]`."""
-
-    def step(self, data: Tensor, states: States) -> Tensor:
-        """See `PublicGraph`."""
-        x = self.walk(data, states)
-        x = self.transformer(x.transpose(1, 2), states)
-        layer = network.downsample_layer(self.geometry)
-        latents = self.conv(layer, self.resample, x.transpose(1, 2), states)
-        frames, codes, first = latents.shape[2], [], 0
-        for projection, levels in zip(self.projections, self._levels, strict=True):
-            residual = (latents if projection is None else projection(latents)).transpose(1, 2)
-            residual = residual.reshape(-1, self.geometry.codebook_dim)
-            for book in self.codebooks[first : first + levels]:
-                distances = (residual**2).sum(1, keepdim=True) - 2 * residual @ book.t() + (book**2).sum(1)
-                code = distances.argmin(dim=-1)
-                residual = residual - functional.embedding(code, book)
-                codes.append(code.reshape(-1, frames))
-            first += levels
-        return torch.stack(codes, dim=1)
-
-
-class PublicDecoder(PublicGraph):
-    """Codes `[B, K, frames]` to a waveform `[B, 1, frames·frame_size]`; K is fixed."""
-
-    def step(self, data: Tensor, states: States) -> Tensor:
-        """See `PublicGraph`."""
-        first, latents = 0, 0.0
-        for projection, levels in zip(self.projections, self._levels, strict=True):
-            entries = [functional.embedding(data[:, i], self.codebooks[i]) for i in range(first, first + levels)]
-            first += levels
-            if entries:
-                total = sum(entries[1:], entries[0]).transpose(1, 2)
-                latents = latents + (total if projection is None else projection(total))
-        x = self.conv(network.upsample_layer(self.geometry), self.resample, latents, states)
-        x = self.transformer(x.transpose(1, 2), states)
-        return self.walk(x.transpose(1, 2), states)
-
-
-def public_graph(checkpoint: Checkpoint, graph: GraphSpec) -> PublicGraph:
-    """The baseline's module for a graph with a window that grows, whose names and states it has."""
-    if graph.kind == "decoder":
-        data = dataclasses.replace(graph.data_input, shape=(BATCH, graph.shape.num_codebooks, FRAMES))
-        graph = dataclasses.replace(graph, data_input=data)
-    made = PublicEncoder if graph.kind == "encoder" else PublicDecoder
-    return made(graph, checkpoint.geometry, parts(checkpoint.model)).eval().requires_grad_(False)
-
-
 def export_public_design(
-    checkpoint: Checkpoint,
-    output_dir: str | os.PathLike[str],
-    num_codebooks: int,
-    opset: int = OPSET,
-    progress: Progress = logger.info,
+    checkpoint: Checkpoint, output_dir: Path, num_codebooks: int, progress: Progress = no_progress
 ) -> None:
     """Write the baseline as a variant directory that the runtime can open; nothing is there until all of it is.
 
@@ -235,12 +200,15 @@ def export_public_design(
     with atomic_directory(output_dir) as directory:
         for kind in GRAPH_KINDS:
             progress(f"exporting the {kind} of the public design")
-            module = public_graph(checkpoint, manifest.spec(kind))
-            outputs = [tensor.name for tensor in module.graph.outputs]
-            model = trace(module, module.graph, outputs, MOST_PAST, opset)
-            SetInterface(module.graph)(model)
+            graph = manifest.spec(kind)
+            if kind == "decoder":
+                data = dataclasses.replace(graph.data_input, shape=(BATCH, num_codebooks, FRAMES))
+                graph = dataclasses.replace(graph, data_input=data)
+            module = PublicGraph(graph, checkpoint.geometry, parts(checkpoint.model)).eval().requires_grad_(False)
+            model = trace(module, graph, [tensor.name for tensor in graph.outputs], MOST_PAST)
+            SetInterface(graph)(model)
             SetMetadata(metadata_props(manifest), __version__)(model)
-            ir.save(model, directory / module.graph.file_name)
+            ir.save(model, directory / graph.file_name)
         write_manifest(directory, manifest)
 
 

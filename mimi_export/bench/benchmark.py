@@ -20,7 +20,7 @@ from mimi_export.bench.plan import Plan
 from mimi_export.bench.report import as_json, markdown
 from mimi_export.bench.rounds import run_rounds
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.files import atomic_directory, cache_root
+from mimi_export.contract.files import atomic_directory
 from mimi_export.contract.manifest import MANIFEST_NAME
 from mimi_export.contract.progress import Advance, no_progress
 from mimi_export.errors import ArtifactError, AudioError, ConfigError
@@ -51,7 +51,6 @@ def benchmark(
     peers: bool = True,
     peers_python: str | None = None,
     audio: NDArray[np.float32] | None = None,
-    cache: Path | None = None,
     progress: Advance = no_progress,
 ) -> dict[str, Any]:
     """Measure variants, the public design and other programs side by side.
@@ -66,7 +65,6 @@ def benchmark(
         peers: whether `transformers` takes part.
         peers_python: an interpreter with `moshi` and `rustymimi`, if they take part.
         audio: `[n]` at the model's rate, what encoders get; generated speech unless given.
-        cache: where derived graphs and weights are kept; the user's cache unless given.
         progress: told of each step.
 
     Returns:
@@ -93,7 +91,7 @@ def benchmark(
             load = partial(load_checkpoint, model, revision)
         count = max(contender.num_codebooks for contender in contenders) or 8
         contenders += baseline_contenders(
-            model or source.model, load, count, cache or cache_root(),
+            model or source.model, load, count,
             public=public, peers=peers, peers_python=peers_python, progress=lambda step: progress(step, 0, 0),
         )  # fmt: skip
     before = _machines(plan, progress)

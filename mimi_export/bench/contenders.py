@@ -6,7 +6,6 @@ cannot slow another down. All have the same weights: the baseline and the peers 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -26,7 +25,7 @@ from mimi_export.bench.graphs import PUBLIC
 from mimi_export.bench.peers import CODEBOOK_SIZE, FRAME_SIZE, PEERS
 from mimi_export.bench.process import ContenderProcess
 from mimi_export.contract.directory import load_artifact
-from mimi_export.contract.files import atomic_directory, sha256
+from mimi_export.contract.files import atomic_directory, cache_root, sha256
 from mimi_export.contract.progress import Progress
 from mimi_export.contract.spec import GRAPH_KINDS, GraphKind
 from mimi_export.errors import ConfigError
@@ -34,37 +33,29 @@ from mimi_export.errors import ConfigError
 if TYPE_CHECKING:
     from mimi_export.model.checkpoint import Checkpoint
 
-logger = logging.getLogger(__name__)
 Group = Literal["ours", "public", "peer"]
 
 OWN_PYTHON_PEERS = ("transformers-streaming", "transformers-batch")
 OTHER_PYTHON_PEERS = ("moshi", "rustymimi")
-_HUGGING_FACE, _KYUTAI = "huggingface", "kyutai.safetensors"
 
 
 @dataclass(frozen=True)
 class Contender:
     """One way to run Mimi.
 
-    `directory` is the variant of a contender that is graphs, else `None`; `weights` and `python` belong to a peer.
-    `layout`, `precision` and `frames_per_call` are what the manifest says, and empty for a peer.
+    `path` is the variant directory of one that is graphs, or a peer's weights; `python` belongs to a peer. `layout`,
+    `precision` and `frames_per_call` are what the manifest says, and empty for a peer.
     """
 
     name: str
     group: Group
-    directory: Path | None = None
-    weights: Path | None = None
+    path: Path
     python: str = sys.executable
     layout: str = ""
     precision: str = ""
     frames_per_call: int = 1
     num_codebooks: int = 8
-    kinds: tuple[GraphKind, ...] = GRAPH_KINDS
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """What it can do."""
-        return self.kinds if self.directory is not None else PEERS[self.name].directions
+    directions: tuple[GraphKind, ...] = GRAPH_KINDS
 
     @contextmanager
     def start(
@@ -88,19 +79,17 @@ class Contender:
         # Some libraries count their threads when the process starts, before its first line can say a word.
         environment = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS", "RAYON")}
         with tempfile.TemporaryDirectory(prefix="mimi-export-peer-") as folder:
-            if self.directory is not None:
-                command = [f"{package.name}.bench.graphs", str(self.directory.resolve()), direction, *command]
+            if self.group != "peer":
+                command = [f"{package.name}.bench.graphs", str(self.path.resolve()), direction, *command]
                 command += ["--provider", provider]
                 command += [] if audio is None else ["--audio", str(audio)]
                 paths = [str(package.parent), os.environ.get("PYTHONPATH")]
                 environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-            elif self.weights is not None:
+            else:
                 command = [f"{package.name}.bench.peers", self.name, direction, *command]
-                command += ["--weights", str(self.weights.resolve()), "--codebooks", str(self.num_codebooks)]
+                command += ["--weights", str(self.path.resolve()), "--codebooks", str(self.num_codebooks)]
                 shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
                 environment |= {"PYTHONPATH": folder, "PYTHONNOUSERSITE": "1"}
-            else:
-                raise ConfigError(f"{self.name} has neither graphs nor weights")
             with ContenderProcess(
                 self.name, [self.python, "-m", *command], environment, huge_pages=huge_pages
             ) as process:
@@ -108,9 +97,9 @@ class Contender:
 
     def sizes(self, direction: GraphKind) -> tuple[int | None, int | None]:
         """Bytes of the graph of one direction, and of the weights that a call reads; a peer has none."""
-        if self.directory is None:
+        if self.group == "peer":
             return None, None
-        path = load_artifact(self.directory).graph_path(direction)
+        path = load_artifact(self.path).graph_path(direction)
         return path.stat().st_size, weight_bytes(path)
 
 
@@ -143,12 +132,10 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
             fixed batch.
     """
     found: dict[str, Contender] = {}
-    first = load_artifact(directories[0])
-    counts = (load_artifact(directory).manifest.shape.num_codebooks for directory in directories)
-    count = next(filter(None, counts), 0)
-    for directory in directories:
-        artifact, name = load_artifact(directory), directory.resolve().name
-        manifest, shape = artifact.manifest, artifact.manifest.shape
+    artifacts = [load_artifact(directory) for directory in directories]
+    first, count = artifacts[0], next(filter(None, (one.manifest.shape.num_codebooks for one in artifacts)), 0)
+    for artifact in artifacts:
+        name, manifest, shape = artifact.path.resolve().name, artifact.manifest, artifact.manifest.shape
         if shape.rows is not None:
             raise ConfigError(
                 f"{artifact.path} has a fixed batch of {shape.rows}; the benchmark compares batches, so it needs a "
@@ -168,9 +155,8 @@ def variant_contenders(directories: Sequence[Path]) -> list[Contender]:
                     f"{first.path} and {artifact.path} differ in {what}, so their times would not compare; give "
                     "variants of one model with one number of codebooks"
                 )
-        frames = shape.frames_per_call or 1
-        described = (shape.layout, manifest.precision, frames, shape.num_codebooks, shape.kinds)
-        found[name] = Contender(name, "ours", directory, None, sys.executable, *described)
+        described = (shape.layout, manifest.precision, shape.frames_per_call or 1, shape.num_codebooks, shape.kinds)
+        found[name] = Contender(name, "ours", artifact.path, sys.executable, *described)
     return list(found.values())
 
 
@@ -178,32 +164,21 @@ def baseline_contenders(
     model: str,
     load: Callable[[], Checkpoint],
     num_codebooks: int,
-    cache: Path,
     *,
-    public: bool = True,
-    peers: bool = True,
-    peers_python: str | None = None,
-    progress: Progress = logger.info,
+    public: bool,
+    peers: bool,
+    peers_python: str | None,
+    progress: Progress,
 ) -> list[Contender]:
-    """The public design and the peers with the weights of `model`, whose files are made on first use and kept.
+    """The public design and the peers with the weights that `load` gives; the arguments are those of `benchmark`.
 
-    Args:
-        model: what messages call it.
-        load: loads it.
-        num_codebooks: codes a frame.
-        cache: where the graphs and weights made for them are kept, by a hash of what they are made from.
-        public: whether the public design takes part.
-        peers: whether `transformers` does.
-        peers_python: an interpreter of the environment with `moshi` and `rustymimi`, if they take part.
-        progress: told of each step.
+    Their files are made on first use and kept in the user's cache, by a hash of what they are made from.
 
     Raises:
         ConfigError: peers were asked for and the model has other sizes than Kyutai's, which they have built in; or
             there is no such interpreter.
         CheckpointError: the weights cannot be had.
     """
-    if not (public or peers or peers_python):
-        return []
     if peers_python is not None and shutil.which(peers_python) is None:
         raise ConfigError(f"there is no program {peers_python}; give the python of an environment with the peers")
     from mimi_export.bench.baseline import export_public_design
@@ -218,7 +193,7 @@ def baseline_contenders(
             f"{model} has frames of {sizes[0]} samples and {sizes[1]} codebook entries, the other programs only run "
             f"Kyutai's {FRAME_SIZE} and {CODEBOOK_SIZE}; leave them out with --no-peers"
         )
-    folder = cache / f"bench-{checkpoint.sha256()[:16]}"
+    folder = cache_root() / f"bench-{checkpoint.sha256()[:16]}"
     found, contender = [], partial(Contender, num_codebooks=num_codebooks)
     if public:
         code = sha256(Path(package_file).parent / "bench" / "baseline.py")[:8]
@@ -227,17 +202,19 @@ def baseline_contenders(
             export_public_design(checkpoint, directory, num_codebooks, progress=progress)
         found.append(contender(PUBLIC, "public", directory, layout="growing", precision="fp32"))
     if peers:
-        weights = folder / _HUGGING_FACE
+        weights = folder / "huggingface"
         if not weights.exists():
             progress("writing weights for transformers")
             with atomic_directory(weights) as temporary, quiet_transformers():
                 checkpoint.model.save_pretrained(temporary)
-        found += [contender(name, "peer", None, weights) for name in OWN_PYTHON_PEERS]
+        for name in OWN_PYTHON_PEERS:
+            directions = tuple(kind for kind in GRAPH_KINDS if kind in PEERS[name].directions)
+            found.append(contender(name, "peer", weights, directions=directions))
     if peers_python is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        kyutai = folder / _KYUTAI
+        kyutai = folder / "kyutai.safetensors"
         if not kyutai.exists():
             progress("writing weights for moshi and rustymimi")
             save_kyutai(checkpoint.model, kyutai)
-        found += [contender(name, "peer", None, kyutai, peers_python) for name in OTHER_PYTHON_PEERS]
+        found += [contender(name, "peer", kyutai, peers_python) for name in OTHER_PYTHON_PEERS]
     return found

@@ -128,7 +128,7 @@ def bare_call(graph: GraphSession, data: Array, past: dict[str, Array], present:
     return lambda: next(turn).run(data)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Load a graph and serve."""
     parser = argparse.ArgumentParser(prog="mimi_export.bench.graphs", description="Run one graph.")
     parser.add_argument("directory", type=Path)
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--audio", type=Path)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     audio = None if options.audio is None else np.load(options.audio, allow_pickle=False)
     settings = (options.directory, options.threads, (options.provider,))
     return serve(lambda: GraphSubject(load(*settings), options.kind, audio))

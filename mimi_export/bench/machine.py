@@ -17,7 +17,6 @@ from onnx import parser
 
 from mimi_export.runtime.processor import instruction_set, processor_name
 
-_SIDE = 4096
 _MATRICES = 8  # of 64 MiB each: no cache holds them
 _READERS = ("ReduceMax<keepdims = 0>({})", "ReduceSum<keepdims = 0>({})", "MatMul(x, {})")
 
@@ -43,7 +42,7 @@ class Machine:
         return replace(self, read_bytes_per_second=max(self.read_bytes_per_second, other.read_bytes_per_second))
 
 
-def measure_machine(threads: int = 1, side: int = _SIDE, repeats: int = 5) -> Machine:
+def measure_machine(threads: int = 1, side: int = 4096, repeats: int = 5) -> Machine:
     """Measure; takes some seconds and 600 MiB.
 
     Args:

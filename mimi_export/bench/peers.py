@@ -129,10 +129,7 @@ PEERS = {
     ),
     "moshi": Peer(moshi, "moshi", ("torch", "moshi.models.loaders"), "streaming, uncompiled"),
     "rustymimi": Peer(
-        rustymimi,
-        "rustymimi",
-        ("rustymimi",),
-        f"streaming, rotary table enlarged to {RUSTYMIMI_TOKENS} tokens",
+        rustymimi, "rustymimi", ("rustymimi",), f"streaming, rotary table enlarged to {RUSTYMIMI_TOKENS} tokens"
     ),
 }
 
@@ -168,7 +165,7 @@ class PeerSubject:
         return self._program.prepare(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, shape))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Load a peer and serve."""
     parser = argparse.ArgumentParser(prog="mimi_export.bench.peers", description="Run one peer of the benchmark.")
     parser.add_argument("name", choices=sorted(PEERS))
@@ -176,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, required=True, help="model directory or file in Kyutai's format")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--codebooks", type=int, default=8)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     peer = PEERS[options.name]
     # Read by moshi at import: compiling its rotary positions gains nothing on a CPU and needs a C++ compiler.
     os.environ["NO_TORCH_COMPILE"] = "1"

@@ -111,24 +111,19 @@ class ContenderProcess:
             self.ready = Ready(**{field: reply[field] for field in Ready.__dataclass_fields__})
             self._resources = resources.pop_all()
 
-    def measure(
-        self, ways: Sequence[str], age_seconds: float, batch: int, calls: int, timeout: float = ANSWER_SECONDS
-    ) -> dict[str, Any]:
+    def measure(self, ways: Sequence[str], age_seconds: float, batch: int, calls: int) -> dict[str, Any]:
         """Ask for one round; the reply of `worker`.
 
         Raises:
-            MimiExportError: the contender refuses, ends, or does not answer within `timeout` seconds.
+            MimiExportError: the contender refuses, ends, or does not answer within `ANSWER_SECONDS`.
         """
         wish = {"ways": list(ways), "age_seconds": age_seconds, "batch": batch, "calls": calls}
         doing = f"running {', '.join(ways)} at {age_seconds:g} s with batch {batch}"
-        if self._process.stdin is None or self._process.stdin.closed:
-            raise MimiExportError(f"{self._name} has been closed; start it again to measure it")
         try:
-            self._process.stdin.write(json.dumps(wish) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(wish), file=self._process.stdin, flush=True)
         except OSError as error:  # it has ended already: why is in its stderr
             raise self._ended(f"before {doing}") from error
-        return self._answer(doing, timeout)
+        return self._answer(doing, ANSWER_SECONDS)
 
     @property
     def rss_bytes(self) -> int:
@@ -138,17 +133,14 @@ class ContenderProcess:
         except psutil.Error:
             return 0
 
-    def close(self) -> None:
-        """End the process, by force if it does not end by itself; closing twice is harmless."""
-        self._resources.close()
-
     def __enter__(self) -> ContenderProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._resources.close()
 
     def _stop(self) -> None:
+        """End the process, by force if it does not end by itself."""
         try:
             self._process.communicate(timeout=_QUIT_SECONDS)  # the end of its input ends it
         except subprocess.TimeoutExpired:

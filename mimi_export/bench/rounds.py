@@ -29,10 +29,7 @@ Running = list[tuple[Contender, ContenderProcess]]
 
 
 def run_rounds(
-    contenders: Sequence[Contender],
-    plan: Plan,
-    audio: Path | None = None,
-    progress: Advance = no_progress,
+    contenders: Sequence[Contender], plan: Plan, audio: Path | None = None, progress: Advance = no_progress
 ) -> Results:
     """Measure all contenders, which have names of their own.
 

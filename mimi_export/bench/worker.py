@@ -114,12 +114,10 @@ def serve(load: Callable[[], Subject], modules: Sequence[str] = ()) -> int:
     loaded = time.perf_counter()
     facts = {name: getattr(subject, name) for name in ("name", "version", "ways", "frames_per_call", "note")}
     seconds = {"import_seconds": imported - began, "load_seconds": loaded - imported}
-    replies.write(json.dumps({"ready": True, **facts, **seconds}) + "\n")
-    replies.flush()
+    print(json.dumps({"ready": True, **facts, **seconds}), file=replies, flush=True)
     worker = Worker(subject)
     for line in sys.stdin:
-        replies.write(json.dumps(worker.answer(line)) + "\n")
-        replies.flush()
+        print(json.dumps(worker.answer(line)), file=replies, flush=True)
     return 0
 
 

@@ -146,7 +146,7 @@ def decode(
         file = None if source == PIPE else transfer.open_codes(source)
     else:
         with needs_extra("corpus", "decode --id"):
-            from mimi_export.corpus.reading import read_row
+            from mimi_export.corpus.exports import read_row
         file = read_row(source, identity)
 
     def work(codec: Codec, job: Job) -> Transfer:

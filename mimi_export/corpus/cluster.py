@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
-from mimi_export.corpus.landing import Landing
+from mimi_export.corpus.store import Landing
 from mimi_export.errors import StreamError
 
 BATCHES_OF_ROWS = 8  # utterances in a batch, for each that goes through a call at once: few wait for the last one
@@ -55,31 +55,29 @@ def run_ray(settings: Settings, rows: int, todo: pa.Table, landing: Landing, wor
         StreamError: Ray gives up.
     """
     landing.rows.mkdir(parents=True, exist_ok=True)
+    size = max(1, min(BATCHES_OF_ROWS * rows, todo.num_rows // workers))
+    blocks = [todo.slice(start, size).combine_chunks() for start in range(0, todo.num_rows, size)]
     failure: list[Exception] = []
-    work = threading.Thread(target=_work, args=(settings, rows, todo, landing, workers, failure), daemon=True)
-    work.start()
-    while work.is_alive():
-        work.join(POLL_SECONDS)
+
+    def work() -> None:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
+            ray.data.from_arrow(blocks).map_batches(
+                CorpusEncoder,
+                fn_constructor_args=(settings,),
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=1,
+                batch_size=None,  # a block
+                batch_format="pyarrow",
+            ).write_parquet(str(landing.rows))
+        except Exception as error:  # noqa: BLE001 - of any kind: the driver raises it
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
         yield from landing.new()
     if failure:
         raise StreamError(f"Ray gave up: {(str(failure[0]).splitlines() or ['no reason given'])[0]}")
-
-
-def _work(
-    settings: Settings, rows: int, todo: pa.Table, landing: Landing, workers: int, failure: list[Exception]
-) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    size = max(1, min(BATCHES_OF_ROWS * rows, todo.num_rows // workers))
-    blocks = [todo.slice(start, size).combine_chunks() for start in range(0, todo.num_rows, size)]
-    try:
-        ray.data.from_arrow(blocks).map_batches(
-            CorpusEncoder,
-            fn_constructor_args=(settings,),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-            batch_size=None,  # a block
-            batch_format="pyarrow",
-        ).write_parquet(str(landing.rows))
-    except Exception as error:  # noqa: BLE001 - of any kind: the driver raises it
-        failure.append(error)

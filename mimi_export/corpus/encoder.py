@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from mimi_export.contract.files import cache_root
+from mimi_export.corpus.inputs import Utterance
 from mimi_export.corpus.rows import CorpusInfo, work_row
 from mimi_export.corpus.sound import Sound
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.runtime import load
 from mimi_export.runtime.clips import Clip, ClipEncoder, EncodedClip
 
@@ -62,14 +62,13 @@ class CorpusEncoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same for a table of utterances with their `index`, as Ray Data calls it."""
-        names = [entry.name for entry in fields(Utterance)]
-        waiting = ((row["index"], Utterance(**{name: row[name] for name in names})) for row in table.to_pylist())
+        waiting = ((row["index"], Utterance.of(row)) for row in table.to_pylist())
         return pa.Table.from_batches(list(self.run(lambda _wait: next(waiting, None))), self.info.work_schema)
 
     def _row(self, done: EncodedClip[tuple[int, Utterance]]) -> pa.RecordBatch:
         index, utterance = done.key
         now = self._sound.reading, self._sound.resampling, self._clips.seconds
-        seconds = now[0] - self._told[0], now[1] - self._told[1], now[2] - self._told[2]
+        seconds = [after - before for after, before in zip(now, self._told, strict=True)]
         self._told = now
         if done.error is not None:
             return work_row(self.info, index, utterance, error=str(done.error), seconds=seconds)

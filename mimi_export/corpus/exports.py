@@ -1,4 +1,4 @@
-"""A corpus for other loaders: tar shards of WebDataset, and Shar of Lhotse.
+"""What a corpus is read for: one row to decode it, tar shards of WebDataset, and Shar of Lhotse.
 
 Hugging Face `datasets` reads the Parquet files: `load_dataset("parquet", data_files="DIR/codes-*.parquet")`.
 """
@@ -14,15 +14,44 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mimi_export.contract.files import atomic_directory
 from mimi_export.corpus.rows import CorpusInfo, matrix
-from mimi_export.corpus.store import shards
+from mimi_export.corpus.store import read_errors, shards
 from mimi_export.errors import CodesError
+from mimi_export.media.codes import CodesFile, CodesMetadata
 
 MATRICES = ("codes", "latents")
 Row = tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]
+
+
+def read_row(directory: Path, identity: str) -> CodesFile:
+    """The codes `[1, K, T]` of the utterance with this id.
+
+    Raises:
+        CodesError: the folder holds no corpus, or has no such row, or a damaged one.
+    """
+    paths = shards(directory)
+    try:
+        for path in paths:
+            wanted = {"columns": ["codes", "samples"], "filters": [("id", "=", identity)]}
+            table = pq.read_table(path, partitioning=None, **wanted)
+            if not table.num_rows:
+                continue
+            info = CorpusInfo.read(table.schema, path)
+            samples = table["samples"][0].as_py()
+            metadata = CodesMetadata(info.sampling_rate, info.frame_size, samples, info.model)
+            return CodesFile(matrix(table["codes"][0])[None].astype(np.int64), metadata)
+        for error in read_errors(directory):
+            if error["id"] == identity:
+                raise CodesError(f"{identity} could not be encoded: {error['error']}")
+    except (pa.ArrowException, OSError) as error:
+        raise CodesError(f"{directory} holds a damaged table: {str(error).splitlines()[0]}") from error
+    if not paths:
+        raise CodesError(f"{directory} holds no corpus; `mimi-export tokenize` makes one")
+    raise CodesError(f"{directory} has no row with the id {identity!r}")
 
 
 def export_corpus(directory: Path, output: Path, form: str) -> int:

@@ -17,7 +17,8 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,47 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from mimi_export.contract.records import Reader
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import ConfigError
 from mimi_export.media.opening import check_file
 from mimi_export.media.sources import ENDINGS
 
 ARROW = "data-*.arrow"  # the files that `save_to_disk` writes
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_COLUMNS = ("id", "path", "audio_filepath", "offset", "duration", "channel")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One piece of sound to encode: where it lies, and what of it is wanted.
+
+    Attributes:
+        id: its name in the corpus, there once.
+        path: the audio file, or the archive or table that holds it.
+        member: the name or number inside `path`, where that is an archive or a table.
+        start: byte of an archive at which its sound begins, or row of a table.
+        size: bytes of sound, for an estimate of what is left; 0 where not known.
+        offset: seconds that are left out at the beginning.
+        duration: seconds from there; `None` takes all the rest.
+        channel: one of several, counted from 0; `None` takes their mean.
+    """
+
+    id: str
+    path: str
+    member: str | None = None
+    start: int = 0
+    size: int = 0
+    offset: float = 0.0
+    duration: float | None = None
+    channel: int | None = None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Utterance:
+        """What a row of a table says, whatever other columns it has."""
+        return cls(**{entry.name: row[entry.name] for entry in fields(cls)})
+
+    @property
+    def place(self) -> str:
+        """What messages and the table call it."""
+        return self.path if self.member is None else f"{self.path}/{self.member}"
 
 
 @dataclass(frozen=True)
@@ -91,11 +125,11 @@ def _below(folder: Path) -> Iterator[Utterance]:
 
 
 def _file(path: Path, name: str | None = None) -> Iterator[Utterance]:
+    check_file(path, ConfigError)
     suffix = path.suffix.lower()
     if path.name.lower().endswith(COMPRESSED):
         raise ConfigError(f"{path} is compressed, so nothing in it can be read by itself; unpack it to .tar first")
     if suffix in ENDINGS:
-        check_file(path, ConfigError)
         yield Utterance((name or path.name).lstrip("./"), str(path), size=_size(path))
     elif suffix == ".tar":
         yield from _archive(path)
@@ -104,7 +138,6 @@ def _file(path: Path, name: str | None = None) -> Iterator[Utterance]:
     elif suffix in (".parquet", ".arrow"):
         yield from _table(path, path.name)
     else:
-        check_file(path, ConfigError)
         known = ".tar, .jsonl, .parquet or an audio file"
         raise ConfigError(f"{path} is no input for a corpus; expected a folder, a pattern, {known}")
 
@@ -117,7 +150,6 @@ def _size(path: Path) -> int:
 
 
 def _archive(path: Path) -> Iterator[Utterance]:
-    check_file(path, ConfigError)
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -129,7 +161,6 @@ def _archive(path: Path) -> Iterator[Utterance]:
 
 
 def _lines(path: Path) -> Iterator[Utterance]:
-    check_file(path, ConfigError)
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -156,48 +187,37 @@ def _entry(content: Any, path: Path, name: str) -> Utterance:
 
 
 def _table(path: Path, name: str) -> Iterator[Utterance]:
-    schema = _table_schema(path)
+    check_file(path, ConfigError)
+    try:
+        file, schema = open_table(path)
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} is no table of its kind, or a damaged one: {str(error).splitlines()[0]}") from error
     column = audio_column(schema)
     if column is None and not {"path", "audio_filepath"} & set(schema.names):
         raise ConfigError(f"{path} has neither a column `path` nor one with sound (bytes); it has {schema.names}")
-    kept = [field for field in _COLUMNS if field in schema.names] if column is None else []
-    kept += ["id"] if column is not None and "id" in schema.names else []
-    row = 0
-    for batch in batches(path, kept):
-        for content in batch.to_pylist() if kept else [{} for _ in range(batch.num_rows)]:
-            where = f"{path} row {row}"
-            if column is None:
-                yield _entry({key: value for key, value in content.items() if value is not None}, path, where)
-            else:
-                given = content.get("id")
-                yield Utterance(f"{name}/{row}" if given is None else str(given), str(path), str(row), row)
-            row += 1
+    wanted = [entry.name for entry in fields(_Entry)] if column is None else ["id"]
+    kept = [field for field in wanted if field in schema.names]
+    batches = file.iter_batches(columns=kept) if isinstance(file, pq.ParquetFile) else file
+    contents = (batch.select(kept).to_pylist() if kept else [{}] * batch.num_rows for batch in batches)
+    for row, content in enumerate(chain.from_iterable(contents)):
+        if column is None:
+            given = {key: value for key, value in content.items() if value is not None}
+            yield _entry(given, path, f"{path} row {row}")
+        else:
+            identity = content.get("id")
+            yield Utterance(f"{name}/{row}" if identity is None else str(identity), str(path), str(row), row)
 
 
 def audio_column(schema: pa.Schema) -> str | None:
     """The first column that holds files: a structure with `bytes`."""
-    for field in schema:
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            return str(field.name)
-    return None
+    structures = (field for field in schema if pa.types.is_struct(field.type))
+    return next((str(field.name) for field in structures if field.type.get_field_index("bytes") >= 0), None)
 
 
-def _table_schema(path: Path) -> pa.Schema:
-    check_file(path, ConfigError)
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pq.read_schema(path)
-        with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_stream(file).schema
-    except pa.ArrowException as error:
-        raise ConfigError(f"{path} is no table of its kind, or a damaged one: {str(error).splitlines()[0]}") from error
-
-
-def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a table, a batch after the other; with no column only their number counts."""
+def open_table(path: Path) -> tuple[Any, pa.Schema]:
+    """A Parquet file, or the reader of a file of Arrow's stream format, and its schema."""
     if path.suffix.lower() == ".parquet":
-        yield from pq.ParquetFile(path).iter_batches(columns=columns)
-        return
-    with pa.memory_map(str(path)) as file:
-        for batch in pa.ipc.open_stream(file):
-            yield batch.select(columns) if columns else batch
+        file = pq.ParquetFile(path)
+        return file, file.schema_arrow
+    stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+    return stream, stream.schema

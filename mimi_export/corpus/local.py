@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
+from mimi_export.corpus.inputs import Utterance
 from mimi_export.corpus.rows import CorpusInfo, from_bytes, to_bytes, work_row
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import StreamError
 
 MOST_STARTS = 3  # of a worker that is never ready
@@ -56,16 +56,10 @@ class _Worker:
 
     def deal(self, waiting: Iterator[Item]) -> bool:
         """Hand out one utterance if there is room; whether one was."""
-        if self.suspects:
-            if self.doing or not self.room:
-                return False
-            item: Item | None = self.suspects.popleft()
-            self.alone = True
-        else:
-            if len(self.doing) >= self.room or (self.alone and self.doing):
-                return False
-            item = next(waiting, None)
-            self.alone = False
+        if len(self.doing) >= (min(self.room, 1) if self.suspects or self.alone else self.room):
+            return False
+        self.alone = bool(self.suspects)
+        item = self.suspects.popleft() if self.suspects else next(waiting, None)
         if item is None:
             return False
         self.doing[item[0]] = item
@@ -92,9 +86,8 @@ def run_local(settings: Settings, info: CorpusInfo, waiting: Iterator[Item], wor
     crew = [_Worker(context, settings) for _ in range(workers)]
     try:
         while True:
-            dealt = True
-            while dealt:  # one to each in turn, so that few utterances go to all workers
-                dealt = sum(worker.deal(waiting) for worker in crew) > 0
+            while sum(worker.deal(waiting) for worker in crew):  # one to each in turn, so that few go to all workers
+                pass
             if not any(worker.doing or worker.suspects for worker in crew) and all(worker.room for worker in crew):
                 return
             for pipe in connection.wait([worker.pipe for worker in crew]):

@@ -8,7 +8,7 @@ not on the engine, nor on how many workers there were, nor on when one of them w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mimi_export.corpus.inputs import Utterance
 from mimi_export.corpus.rows import CorpusInfo, save_table
-from mimi_export.corpus.utterance import Utterance
 from mimi_export.errors import ConfigError, OutputError, some
 
 PLAN = "_plan.parquet"
@@ -27,16 +27,11 @@ SHARD_ROWS = 1000
 SHARD_SECONDS = 36_000.0  # of sound; codes of 8 codebooks are 7 MB then
 LATENT_SECONDS = 1800.0  # where latents are kept, too: 50 MB
 BYTES_A_SECOND = 32_000  # of sound whose duration is not known: 16 kHz, 16 bits
-_KINDS = [
-    pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64(), pa.int32(),
-]  # fmt: skip
-SCHEMA = pa.schema(
-    [
-        *zip((entry.name for entry in fields(Utterance)), _KINDS, strict=True),
-        ("index", pa.int64()),
-        ("shard", pa.int32()),
-    ]
-)
+SCHEMA = pa.schema([
+    ("id", pa.string()), ("path", pa.string()), ("member", pa.string()), ("start", pa.int64()), ("size", pa.int64()),
+    ("offset", pa.float64()), ("duration", pa.float64()), ("channel", pa.int32()),
+    ("index", pa.int64()), ("shard", pa.int32()),
+])  # fmt: skip
 
 
 class Plan:
@@ -52,29 +47,17 @@ class Plan:
         shards = table["shard"].to_numpy()
         self.first: npt.NDArray[np.int64] = np.searchsorted(shards, np.arange(shards[-1] + 2 if len(shards) else 1))
 
-    @property
-    def seconds(self) -> npt.NDArray[np.float64]:
-        """Duration of each utterance as far as it was given, else NaN."""
-        values: npt.NDArray[np.float64] = self.table["duration"].to_numpy(zero_copy_only=False).astype(np.float64)
-        return values
-
-    @property
-    def bytes(self) -> npt.NDArray[np.int64]:
-        """Size of each utterance, 0 where not known."""
-        sizes: npt.NDArray[np.int64] = self.table["size"].to_numpy()
-        return sizes
-
-    def shard_of(self, index: int) -> int:
-        """The shard that an utterance belongs to."""
-        return int(np.searchsorted(self.first, index, "right")) - 1
-
     def utterances(self, indices: npt.NDArray[np.int64]) -> Iterator[tuple[int, Utterance]]:
         """These utterances with their indices, made as they are asked for."""
-        names = [entry.name for entry in fields(Utterance)]
         for start in range(0, len(indices), 1000):
-            part = self.table.take(indices[start : start + 1000]).to_pylist()
-            for row in part:
-                yield row["index"], Utterance(**{name: row[name] for name in names})
+            for row in self.table.take(indices[start : start + 1000]).to_pylist():
+                yield row["index"], Utterance.of(row)
+
+
+def durations(table: pa.Table) -> npt.NDArray[np.float64]:
+    """Seconds of each utterance of a plan as far as they were given, else NaN."""
+    values: npt.NDArray[np.float64] = table["duration"].to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
 
 
 def read_plan(directory: Path) -> tuple[Plan, CorpusInfo] | None:
@@ -110,8 +93,7 @@ def make_plan(directory: Path, info: CorpusInfo, found: Iterator[Utterance]) -> 
     twice = [one["values"] for one in counts.filter(pc.greater(counts.field("counts"), 1))[:4].to_pylist()]
     if twice:
         raise ConfigError(f"two inputs have the id {some(twice, 1)}; give ids of their own in a list (.jsonl)")
-    if known is not None:
-        new = new.filter(pc.invert(pc.is_in(new["id"], value_set=old["id"].combine_chunks())))
+    new = new.filter(pc.invert(pc.is_in(new["id"], value_set=old["id"].combine_chunks())))
     if known is not None and not new.num_rows:
         return known[0]
     start = old["shard"][-1].as_py() + 1 if old.num_rows else 0
@@ -133,11 +115,10 @@ def _table(found: Iterator[Utterance]) -> pa.Table:
 
 def _shards(table: pa.Table, most_seconds: float) -> npt.NDArray[np.int32]:
     """The shard of each row: rows in order, until there are `SHARD_ROWS` or about `most_seconds`."""
-    sizes = table["size"].to_numpy() / BYTES_A_SECOND
-    seconds = table["duration"].to_numpy(zero_copy_only=False).astype(np.float64)
-    shards, shard, rows, total = np.zeros(len(sizes), np.int32), 0, 0, 0.0
-    for row, (size, known) in enumerate(zip(sizes, seconds, strict=True)):
-        length = size if np.isnan(known) else known
+    seconds = durations(table)
+    seconds = np.where(np.isnan(seconds), table["size"].to_numpy() / BYTES_A_SECOND, seconds)
+    shards, shard, rows, total = np.zeros(len(seconds), np.int32), 0, 0, 0.0
+    for row, length in enumerate(seconds):
         if rows and (rows == SHARD_ROWS or total + length > most_seconds):
             shard, rows, total = shard + 1, 0, 0.0
         rows, total = rows + 1, total + length

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from mimi_export.contract.directory import Artifact
 from mimi_export.contract.files import atomic_file
 from mimi_export.contract.records import OPTIONAL, Reader, check_range, plain
-from mimi_export.corpus.utterance import Utterance
+from mimi_export.corpus.inputs import Utterance
 from mimi_export.errors import CodesError, ConfigError
 
 FORMAT_VERSION = 1
@@ -114,7 +114,7 @@ def work_row(
     codes: npt.NDArray[Any] | None = None,
     latents: npt.NDArray[Any] | None = None,
     error: str | None = None,
-    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    seconds: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> pa.RecordBatch:
     """One row on its way: codes `[K, T]` and latents `[T, hidden]`, or an error; `seconds` of reading, resampling and
     encoding since the worker's last row.
@@ -143,9 +143,8 @@ def _nested(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_fixed_size_list(kind.value_type):
         inner = pa.FixedSizeListArray.from_arrays(values, array.shape[1])
     else:
-        offsets = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
-        inner = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
-    return pa.ListArray.from_arrays(pa.array([0, len(array)], pa.int32()), inner).cast(kind)
+        inner = pa.ListArray.from_arrays(np.arange(len(array) + 1) * array.shape[1], values)
+    return pa.ListArray.from_arrays([0, len(array)], inner).cast(kind)
 
 
 def matrix(cell: Any) -> npt.NDArray[Any]:

@@ -18,15 +18,13 @@ import pyarrow.compute as pc
 from mimi_export.contract.directory import load_artifact
 from mimi_export.corpus.encoder import CorpusEncoder, Settings
 from mimi_export.corpus.inputs import find
-from mimi_export.corpus.landing import Landing
 from mimi_export.corpus.local import run_local
-from mimi_export.corpus.plan import Plan, make_plan
-from mimi_export.corpus.rows import CorpusInfo
-from mimi_export.corpus.store import Store, locked
+from mimi_export.corpus.plan import Plan, durations, make_plan
+from mimi_export.corpus.rows import WORK_COLUMNS, CorpusInfo
+from mimi_export.corpus.store import Landing, Store, locked, read_errors
 from mimi_export.errors import OutputError
 
 REPORT_SECONDS = 1.0
-Engine = Literal["local", "ray"]
 
 
 @dataclass
@@ -74,8 +72,8 @@ class Left:
     """
 
     def __init__(self, plan: Plan, chosen: npt.NDArray[np.int64]) -> None:
-        self._seconds = plan.seconds
-        self._sizes = np.maximum(plan.bytes, 1).astype(np.float64)  # where bytes are not known, each counts for one
+        self._seconds = durations(plan.table)
+        self._sizes = np.maximum(plan.table["size"].to_numpy(), 1.0)  # where bytes are not known, each counts for one
         found = pc.extract_regex(plan.table["path"], r"\.(?P<ending>[^./\\]+)$")  # nothing where there is none
         endings = pc.fill_null(pc.utf8_lower(pc.struct_field(found, "ending")), "").combine_chunks()
         self._kinds = endings.dictionary_encode().indices.to_numpy()
@@ -106,7 +104,7 @@ def tokenize(
     inputs: Sequence[str],
     directory: Path,
     settings: Settings,
-    engine: Engine = "local",
+    engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
     address: str | None = None,
     report: Callable[[Summary], None] = lambda _: None,
@@ -145,11 +143,11 @@ def tokenize(
         for data in landing.new():
             store.add(data)
         missing, total = store.missing(), plan.table.num_rows
-        state = Summary(workers or cores(), total, total - len(missing), failed=len(store.errors))
+        state = Summary(workers or cores(), total, total - len(missing), failed=len(read_errors(directory)))
         if not len(missing):
             store.close()
             landing.clear()
-            return state, store.errors
+            return state, read_errors(directory)
         # Once here: what is wrong is told in a line, and the prepared graph is made once.
         at_once = CorpusEncoder(settings).rows
         left, told = Left(plan, missing), time.monotonic()
@@ -172,15 +170,14 @@ def tokenize(
                     report(state)
         store.close()
         landing.clear()
-        state.failed = len(store.errors)
+        errors = read_errors(directory)
+        state.failed = len(errors)
         state.seconds, state.left_seconds, state.where["write"] = time.monotonic() - began, left.seconds, store.seconds
-        return state, store.errors
+        return state, errors
 
 
 def _count(state: Summary, left: Left, row: pa.RecordBatch) -> None:
-    values = {
-        name: row[name][0].as_py() for name in ("index", "error", "duration", "reading", "resampling", "encoding")
-    }
+    (values,) = row.select(["duration", *WORK_COLUMNS]).to_pylist()
     state.done += 1
     state.failed += values["error"] is not None
     state.done_seconds += values["duration"]

@@ -6,15 +6,14 @@ import bisect
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from mimi_export.corpus.inputs import audio_column
-from mimi_export.corpus.utterance import Utterance
+from mimi_export.corpus.inputs import Utterance, audio_column, open_table
 from mimi_export.errors import AudioError, MimiExportError
 from mimi_export.media.audio import AudioReader, Samples
 
@@ -61,23 +60,17 @@ class Sound:
         if utterance.member is None:
             yield Path(utterance.path)
             return
-        name = utterance.member
-        with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
+        with tempfile.NamedTemporaryFile(suffix=Path(utterance.member).suffix) as file:
             try:
-                if utterance.path.endswith(".tar"):
-                    _copy_member(utterance, file)
-                else:
-                    outside = self._row(utterance, file)
-                    if outside is not None:
-                        yield outside
-                        return
+                copy = _copy_member if utterance.path.endswith(".tar") else self._copy_row
+                outside = copy(utterance, file)
                 file.flush()
             except (OSError, pa.ArrowException) as error:
                 reason = (str(error).splitlines() or ["no reason given"])[0]
                 raise AudioError(f"{utterance.place} cannot be read: {reason}") from error
-            yield Path(file.name)
+            yield outside or Path(file.name)
 
-    def _row(self, utterance: Utterance, file: IO[bytes]) -> Path | None:
+    def _copy_row(self, utterance: Utterance, file: IO[bytes]) -> Path | None:
         """Copy the bytes of a row of a table; or the file that they lie in, where the row names one."""
         if self._table is None or self._table[0] != utterance.path:
             self._table = utterance.path, _Table(Path(utterance.path))
@@ -95,19 +88,14 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self._group, self._values = -1, None
-        self._ends: list[int] = []
-        self._file: Any
-        if path.suffix.lower() == ".parquet":
-            self._file = pq.ParquetFile(path)
-            counts = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
-            schema = self._file.schema_arrow
-        else:
-            self._file = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()  # nothing is copied
-            counts = [batch.num_rows for batch in self._file]
-            schema = self._file[0].schema
+        self._file, schema = open_table(path)
         self._column = audio_column(schema)
-        for count in counts:
-            self._ends.append(count + (self._ends[-1] if self._ends else 0))
+        if isinstance(self._file, pq.ParquetFile):
+            counts = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
+        else:
+            self._file = self._file.read_all().to_batches()  # nothing is copied
+            counts = [batch.num_rows for batch in self._file]
+        self._ends = list(accumulate(counts))
 
     def audio(self, row: int) -> dict[str, Any]:
         """`bytes` and `path` of a row."""
@@ -123,6 +111,7 @@ class _Table:
 
 
 def _copy_member(utterance: Utterance, file: IO[bytes]) -> None:
+    """Copy the bytes of a member of an archive."""
     with Path(utterance.path).open("rb") as archive:
         archive.seek(utterance.start)
         left = utterance.size

@@ -3,6 +3,7 @@
     codes-00000.parquet   a finished shard: every utterance of its part of the plan that could be read
     errors.parquet        the others, with the reason
     .rows-00001           the journal of a shard on its way; it goes when the shard is there
+    .ray/rows             what Ray has written, a file for each batch, until all of it is in shards
     .lock                 held while a run writes here
 
 A row is in the journal before anybody counts it as done. A run that is killed leaves at most the end of one row there,
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -28,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mimi_export.corpus.plan import Plan
-from mimi_export.corpus.rows import CorpusInfo, from_bytes, save_table
+from mimi_export.corpus.rows import CorpusInfo, from_bytes, save_table, to_bytes
 from mimi_export.errors import OutputError
 
 ERRORS, LOCK = "errors.parquet", ".lock"
@@ -47,6 +49,13 @@ def shards(directory: Path) -> list[Path]:
     return sorted(directory.glob("codes-*.parquet"))
 
 
+def read_errors(directory: Path) -> list[dict[str, Any]]:
+    """What could not be read, in the order of the plan, with the reason."""
+    path = directory / ERRORS
+    kept: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist() if path.exists() else []
+    return kept
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Let no other run write to an output; `OutputError` where one does."""
@@ -61,6 +70,31 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"another run writes to {directory}; wait for it, or choose another directory") from error
         yield
+
+
+class Landing:
+    """Follows what Ray writes; each whole file is read once."""
+
+    def __init__(self, directory: Path, info: CorpusInfo) -> None:
+        self.folder = directory.resolve() / ".ray"
+        self.rows = self.folder / "rows"
+        self._info = info
+        self._seen: set[Path] = set()
+
+    def new(self) -> Iterator[bytes]:
+        """The rows of files that are whole and were not read yet."""
+        for path in sorted({*self.rows.glob("*.parquet")} - self._seen):
+            try:
+                table = pq.read_table(path, partitioning=None)
+            except (pa.ArrowException, OSError):  # it is being written, or whoever wrote it was killed
+                continue
+            self._seen.add(path)
+            table = table.select(self._info.work_schema.names).cast(self._info.work_schema)
+            yield from map(to_bytes, table.combine_chunks().to_batches(max_chunksize=1))
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Store:
@@ -107,7 +141,7 @@ class Store:
         """
         row = from_bytes(data)
         index = row["index"][0].as_py()
-        shard = self.plan.shard_of(index)
+        shard = int(np.searchsorted(self.plan.first, index, "right")) - 1
         rows = self._rows.get(shard)
         if rows is None or index in rows:
             return None
@@ -127,13 +161,6 @@ class Store:
             self._finish(shard)
         if self.full is not None and (self._unsaved or self._late):
             raise OutputError(f"{self.full}; make room and run this again, only what is missing is done")
-
-    @property
-    def errors(self) -> list[dict[str, Any]]:
-        """What could not be read, in the order of the plan, with the reason."""
-        path = self.directory / ERRORS
-        kept: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist() if path.exists() else []
-        return kept
 
     def _save(self) -> None:
         """Append to the journals what they lack."""
@@ -203,9 +230,7 @@ class Store:
         if path.exists():
             old = pq.read_table(path, partitioning=None)
             new = pc.invert(pc.is_in(added["index"], value_set=old["index"].combine_chunks()))
-            added = pa.concat_tables(
-                [old.replace_schema_metadata(None), added.replace_schema_metadata(None).filter(new)]
-            )
+            added = pa.concat_tables([one.replace_schema_metadata(None) for one in (old, added.filter(new))])
         save_table(added.sort_by("index").replace_schema_metadata(self.info.metadata()), path)
 
     def _journal(self, shard: int) -> Path:
