@@ -284,7 +284,7 @@ def test_lists_archives_and_tables(here, ring, tmp_path):
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     pq.write_table(pa.Table.from_pylist([{"path": "two.wav", "channel": 0}]), tmp_path / "list.parquet")
-    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+    with tarfile.open(tmp_path / "shard.TAR", "w") as archive:
         for name, data in (("key.json", b"{}"), ("key.wav", file), ("bad.wav", b"no sound")):
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -298,17 +298,17 @@ def test_lists_archives_and_tables(here, ring, tmp_path):
     (saved / "state.json").write_text("{}")
     with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", sounds.schema) as writer:
         writer.write_table(sounds, max_chunksize=2)
-    inputs = [*(str(tmp_path / name) for name in ("list.jsonl", "list.parquet", "shard.tar", "saved")),
+    inputs = [*(str(tmp_path / name) for name in ("list.jsonl", "list.parquet", "shard.TAR", "saved")),
               str(tmp_path / "*ds.parquet")]  # fmt: skip
     _, errors = corpus.tokenize(inputs, tmp_path / "codes", Settings(str(ring)))
-    place = f"{tmp_path}/shard.tar/bad.wav"
+    place = f"{tmp_path}/shard.TAR/bad.wav"
     assert [(error["path"], error["error"].startswith(f"{place} is not")) for error in errors] == [(place, True)]
     mixed = alone(ring, ((left + right) / 2).astype(np.float32))
     wanted = {
         "whole": mixed,
         "two.wav@0.5+1#1": alone(ring, right[12000:36000]),
         "two.wav#0": alone(ring, left),
-        "shard.tar/key.wav": mixed,
+        "shard.TAR/key.wav": mixed,
         **{f"saved/data-00000-of-00001.arrow/{row}": mixed for row in range(6)},
         **{f"sounds.parquet/{row}": mixed for row in range(6)},
     }

@@ -62,7 +62,7 @@ class Sound:
             return
         with tempfile.NamedTemporaryFile(suffix=Path(utterance.member).suffix) as file:
             try:
-                copy = _copy_member if utterance.path.endswith(".tar") else self._copy_row
+                copy = _copy_member if utterance.path.lower().endswith(".tar") else self._copy_row
                 outside = copy(utterance, file)
                 file.flush()
             except (OSError, pa.ArrowException) as error:

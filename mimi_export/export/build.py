@@ -35,7 +35,8 @@ from mimi_export.export.variant import export_variant, tool_versions
 from mimi_export.model.checkpoint import Checkpoint, load_checkpoint
 
 STAMPS = ".build"
-NOT_INPUTS = frozenset({"bench", "cli", "hub", "parity"})  # rooms that no byte of a variant depends on
+# Rooms that no byte of a variant depends on.
+NOT_INPUTS = frozenset({"bench", "cli", "corpus", "hub", "parity", "remote", "serving", "web"})
 
 Check = Callable[[Variant, Path], object]
 logger = logging.getLogger(__name__)

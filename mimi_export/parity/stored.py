@@ -72,9 +72,10 @@ def stored_quantizers(weights: Mapping[str, StoredWeight]) -> list[ResidualQuant
     found = []
     for half in ("semantic", "acoustic"):
         levels = sum(name.startswith(f"{half}.codebooks.") for name in weights)
-        books = [weights[f"{half}.codebooks.{level}"].values.astype(np.float64) for level in range(levels)]
+        names = [f"{half}.codebooks.{level}" for level in range(levels)]
         projection = weights.get(f"{half}.projection")
-        if books:
+        if names and all(name in weights for name in names):
+            books = [weights[name].values.astype(np.float64) for name in names]
             matrix = None if projection is None else projection.values.T.astype(np.float64)
             found.append(ResidualQuantizer(matrix, books))
     return found
