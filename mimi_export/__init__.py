@@ -37,8 +37,8 @@ __all__ = [
     "verify",
 ]  # fmt: skip
 _PLACES = {
-    "Codec": "runtime", "StreamPool": "runtime",
-    "FeatureExtractor": "runtime.features", "Resampler": "media.resampling",
+    "Codec": "mimi_export.runtime", "StreamPool": "mimi_export.runtime",
+    "FeatureExtractor": "mimi_export.runtime.features", "Resampler": "mimi_export.media.resampling",
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

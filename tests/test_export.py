@@ -190,7 +190,7 @@ def fake_export(monkeypatch, tiny_variant, fail_at: str, error: BaseException) -
     """Take finished graphs instead of tracing anew, and stop in the middle as a user's Ctrl-C or a full disk would."""
     ready = tiny_variant(8)
 
-    def program(module, opset):
+    def program(module):
         if fail_at == f"trace {module.graph.kind}":
             raise error
         return ir.load(ready / f"{module.graph.kind}_model.onnx")
