@@ -6,6 +6,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from mutations import (
@@ -17,7 +18,7 @@ from mimi_export.contract.precision import Fp16Options, Int8Options
 from mimi_export.contract.spec import GRAPH_KINDS
 from mimi_export.export.convert import convert
 from mimi_export.parity.audit import audit_files, audit_weights, load_model
-from mimi_export.parity.stored import step_functions
+from mimi_export.parity.stored import StoredWeight, step_functions, stored_quantizers
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,11 @@ def test_another_checkpoint_is_seen_at_once(variants, tiny_checkpoint, tmp_path)
     assert found.startswith("encoder: layers.1.fc1 is ")
     assert found.endswith("(1 of 2048 differ)")
     assert time.perf_counter() - begin < 5
+
+
+def test_an_encoder_with_a_gap_in_its_codebooks_has_no_quantiser():
+    book = StoredWeight("float32", np.ones((4, 2), np.float32))
+    weights = {f"{half}.codebooks.{level}": book for half, level in (("semantic", 0), ("acoustic", 0), ("acoustic", 2))}
+    assert stored_quantizers(weights) == []
+    weights["acoustic.codebooks.1"] = book
+    assert len(stored_quantizers(weights)) == 2

@@ -73,9 +73,11 @@ def stored_quantizers(weights: Mapping[str, StoredWeight]) -> list[ResidualQuant
     for half in ("semantic", "acoustic"):
         levels = sum(name.startswith(f"{half}.codebooks.") for name in weights)
         names = [f"{half}.codebooks.{level}" for level in range(levels)]
+        if not all(name in weights for name in names):
+            return []
+        books = [weights[name].values.astype(np.float64) for name in names]
         projection = weights.get(f"{half}.projection")
-        if names and all(name in weights for name in names):
-            books = [weights[name].values.astype(np.float64) for name in names]
+        if books:
             matrix = None if projection is None else projection.values.T.astype(np.float64)
             found.append(ResidualQuantizer(matrix, books))
     return found
