@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from mimi_export.serving.turns import Turns, usable_cores
+from mimi_export.runtime.processor import usable_cores
+from mimi_export.serving.turns import Turns
 
 
 def waiting(turns, count):

@@ -161,6 +161,11 @@ class GraphSpec:
     further: tuple[TensorSpec, ...] = ()
 
     @property
+    def unit(self) -> int:
+        """Entries of the data input's time axis in a frame: samples for an encoder."""
+        return self.frame_size if self.kind == "encoder" else 1
+
+    @property
     def data_outputs(self) -> tuple[TensorSpec, ...]:
         """What is no state, the first output first."""
         return (self.data_output, *self.further)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from mimi_export.corpus.plan import Plan, durations, make_plan
 from mimi_export.corpus.rows import WORK_COLUMNS, CorpusInfo
 from mimi_export.corpus.store import Landing, Store, locked, read_errors
 from mimi_export.errors import OutputError
+from mimi_export.runtime.processor import usable_cores
 
 REPORT_SECONDS = 1.0
 
@@ -58,11 +58,6 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "speed_per_core": self.speed_per_core}
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Left:
@@ -143,7 +138,7 @@ def tokenize(
         for data in landing.new():
             store.add(data)
         missing, total = store.missing(), plan.table.num_rows
-        state = Summary(workers or cores(), total, total - len(missing), failed=len(read_errors(directory)))
+        state = Summary(workers or usable_cores(), total, total - len(missing), failed=len(read_errors(directory)))
         if not len(missing):
             store.close()
             landing.clear()

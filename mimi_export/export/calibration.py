@@ -90,12 +90,11 @@ class Calibration:
         grams = {str(matmul.x.name): Gram(len(matmul.matrix())) for matmul in matmuls.values()}
         session = _session_with(model, grams)
         data, axis = self._heard[spec.data_input.name], spec.data_input.time_axis
-        unit = spec.frame_size if spec.kind == "encoder" else 1
         rows = spec.shape.rows or 1
         states = {state.past.name: np.zeros(state.initial_shape(rows), np.dtype(state.dtype)) for state in spec.states}
         frames = spec.shape.frames_per_call or FRAMES_PER_CALL
         results: dict[str, list[Array]] = {tensor.name: [] for tensor in spec.data_outputs}
-        for call in _calls(data, frames * unit, axis):
+        for call in _calls(data, frames * spec.unit, axis):
             feeds = {spec.data_input.name: np.repeat(call, rows, axis=0), **states}
             values = dict(zip((output.name for output in session.get_outputs()), session.run(None, feeds), strict=True))
             states = {state.past.name: values[state.present.name] for state in spec.states}
@@ -103,7 +102,7 @@ class Calibration:
                 parts.append(values[name][:1])
             for name, gram in grams.items():
                 seen = values[name].reshape(-1, values[name].shape[-1])
-                most = ROWS_PER_FRAME * max(1, call.shape[axis] // unit)
+                most = ROWS_PER_FRAME * max(1, call.shape[axis] // spec.unit)
                 gram.push(seen[:: -(-len(seen) // most)])
         for tensor in spec.data_outputs:
             self._heard[tensor.name] = np.concatenate(results[tensor.name], tensor.time_axis)

@@ -104,8 +104,8 @@ def run_situations(files: Files, reference: Reference, truth: ReferenceClip, pro
         frames = graph.shape.frames_per_call or max(CALL_SIZES)
         call = next(truth.calls([frames]))
         rows = call.samples[None] if kind == "encoder" else decoder_input(call, graph.shape)
-        unit, axis = artifact.geometry.frame_size if kind == "encoder" else 1, graph.data_input.time_axis - 1
-        data = np.take(rows, np.arange(frames * unit) % rows.shape[axis], axis)[None]  # a short clip again and again
+        axis = graph.data_input.time_axis - 1
+        data = np.take(rows, np.arange(frames * graph.unit) % rows.shape[axis], axis)[None]  # short ones repeat
         full = full_window(reference.states(truth, graph), artifact.geometry)
         fresh = {name: array[:1] for name, array in tapped.initial_states().items()}
         found += examiner.run(situations(graph, artifact.geometry, data, full, fresh))

@@ -150,10 +150,9 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     `data` `[1, C, n]` are at least `max(CALL_SIZES)` frames of input, `full` states of one row whose window is full,
     `fresh` the zeros that begin a stream.
     """
-    unit = geometry.frame_size if graph.kind == "encoder" else 1
     fixed = graph.shape.frames_per_call
     axis = graph.data_input.time_axis
-    few = data.take(range((fixed or 1) * unit), axis)
+    few = data.take(range((fixed or 1) * graph.unit), axis)
     later = data.take(range(-few.shape[axis], 0), axis)
     yield Situation("start_db", "a plain call", [Row("row 0", few, full)])
     yield Situation("start_db", "a new stream", [Row("row 0", few, fresh)])
@@ -171,7 +170,7 @@ def situations(graph: GraphSpec, geometry: Geometry, data: Array, full: States, 
     ]
     yield Situation("rows_db", "rows of different ages", mixed)
     for size in (fixed,) if fixed else CALL_SIZES:
-        call = data.take(range(size * unit), axis)
+        call = data.take(range(size * graph.unit), axis)
         yield Situation("call_size_db", f"{size} frame(s) a call", [Row("window full", call, full)])
         if size in FIRST_CALLS or fixed:
             yield Situation("call_size_db", f"{size} frame(s) a call", [Row("new stream", call, fresh)])

@@ -113,8 +113,7 @@ class StreamPool:
         spec.check_rows(rows)
         self.spec, self.geometry, self.rows = spec, half.geometry, rows
         self.graph = half.graph
-        unit = spec.frame_size if spec.kind == "encoder" else 1
-        self.call_size = unit * spec.shape.frames_per_call
+        self.call_size = spec.unit * spec.shape.frames_per_call
         channels = 1 if spec.kind == "encoder" else spec.shape.num_codebooks
         if spec.kind == "decoder" and spec.shape.start == LATENTS:
             channels = self.geometry.hidden_size

@@ -1,7 +1,8 @@
-"""What the processor is called, and which of its instructions decide how 8-bit products are computed."""
+"""What the processor is called, how many cores may be used, and which instructions decide how 8 bits are multiplied."""
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,13 @@ _INSTRUCTION_SETS = {
 def processor_name() -> str:
     """The processor's name as the system gives it."""
     return _entry("model name") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def instruction_set() -> str:

@@ -105,7 +105,7 @@ def run_clip(graph: GraphSession, clip: Mapping[str, Array]) -> dict[str, Array]
         data = data.astype(np.float32)[None] / np.float32(32768)
     elif data.dtype.kind == "i":
         data = data.astype(np.int64)
-    size = (spec.frame_size if spec.kind == "encoder" else 1) * (spec.shape.frames_per_call or 1)
+    size = spec.unit * (spec.shape.frames_per_call or 1)
     data, axis = np.repeat(data[None], rows, axis=0), spec.data_input.time_axis
     state = StreamState(graph, rows)
     pieces = np.split(data, range(size, data.shape[axis], size), axis)

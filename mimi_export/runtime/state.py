@@ -146,7 +146,7 @@ def moving(spec: GraphSpec) -> list[StateSpec]:
 
 def output_shapes(spec: GraphSpec, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of the data outputs, by name, for that of the data input."""
-    frames = shape[spec.data_input.time_axis] // (spec.frame_size if spec.kind == "encoder" else 1)
+    frames = shape[spec.data_input.time_axis] // spec.unit
     sizes = {BATCH: shape[0], FRAMES: frames, SAMPLES: frames * spec.frame_size}
     return {
         tensor.name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)

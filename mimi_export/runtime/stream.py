@@ -63,7 +63,7 @@ class _Stream:
         self.geometry = geometry
         self.batch = batch
         self._state = StreamState(graph, batch)
-        self._unit = geometry.frame_size if graph.spec.kind == "encoder" else 1  # entries of time per frame
+        self._unit = graph.spec.unit
         self._empty: Array = np.zeros((batch, 1, 0), graph.spec.data_input.dtype)
         self._pending = self._empty
         self._time = graph.spec.data_input.time_axis

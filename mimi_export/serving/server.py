@@ -24,11 +24,12 @@ from websockets.http11 import Request, Response
 from mimi_export.contract.records import check_range
 from mimi_export.errors import ConfigError, OutputError, StreamError
 from mimi_export.runtime.codec import Codec
+from mimi_export.runtime.processor import usable_cores
 from mimi_export.serving import protocol
 from mimi_export.serving.batcher import Batcher
 from mimi_export.serving.conversation import BAD, LEAVING, Conversation, Ended, say
 from mimi_export.serving.metrics import metrics
-from mimi_export.serving.turns import Turns, usable_cores
+from mimi_export.serving.turns import Turns
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CUT = 3.0  # seconds to answer what has come when streams are cut off

@@ -5,7 +5,6 @@ Two calls at once on one core take twice as long each; one after another, the fi
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,10 +37,3 @@ class Turns:
             with self._changed:
                 self._free += 1
                 self._changed.notify_all()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
