@@ -32,7 +32,7 @@ from mimi_export.serving.turns import Turns
 Deliver = Callable[["Array | MimiExportError"], None]
 PACE = 0.75  # of a call's own time between two calls that a stream may ask for
 SILENT = 1.0  # seconds without data after which nobody waits for a stream
-MOVES = 6  # streams that change rows for a call at most: a third of a millisecond each, a call more costs 3 to 10
+MOVES = 6  # streams that change rows for a call at most: up to half a millisecond each, a call more costs 3 to 10
 SPARE = 4  # rows more than streams, so that few have to give way to one that changes rows
 RECENT = 4096  # calls that quantiles are of
 
