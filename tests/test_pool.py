@@ -217,6 +217,22 @@ def test_rows_change_places_whatever_the_circles() -> None:
             assert [rows[row] for row in new] == list("abcde"[:count])
 
 
+def test_streams_of_a_fixed_batch_change_places(tiny_variant) -> None:
+    encoder = load(tiny_variant(8, "ring", 1, 2)).encoder
+    pool = StreamPool(encoder, 2)
+    streams = [pool.open() for _ in range(2)]
+    clips = [speech_like(0.32, seed).astype(np.float32) for seed in range(2)]
+    got = {stream: [] for stream in streams}
+    for number in range(4):
+        for stream, clip in zip(streams, clips, strict=True):
+            stream.push(clip[number * 1920 : (number + 1) * 1920])
+        pool.arrange({streams[0]: streams[1].row, streams[1]: streams[0].row})
+        for stream, output in pool.step():
+            got[stream].append(output)
+    wanted = encoder.stream(2).push(np.stack(clips))
+    np.testing.assert_array_equal([np.concatenate(got[stream], axis=1) for stream in streams], wanted)
+
+
 def test_wrong_use_is_refused(codec, tiny_variant) -> None:
     pool = StreamPool(codec.encoder, 1)
     stream = pool.open()

@@ -18,6 +18,7 @@ import typer
 from mimi_export.cli.console import Steps, note, show_json, show_rows
 from mimi_export.cli.errors import INTERRUPTED, needs_extra
 from mimi_export.cli.options import DEFAULT_VARIANT, Force, Json, Provider, Threads, Variant
+from mimi_export.media.opening import PIPE
 
 if TYPE_CHECKING:
     from mimi_export.cli.transfer import Job, Transfer
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from mimi_export.media.pipes import CodesInlet
     from mimi_export.media.sources import RawFormat
     from mimi_export.runtime import Codec
-
-PIPE = Path("-")  # as in `media.sources`, which imports what --help does not need
 
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, metavar="K", help="Use only the first K codebooks [default: all].")

@@ -23,9 +23,10 @@ from mimi_export.errors import CodesError
 from mimi_export.media.audio import AudioReader, AudioWriter
 from mimi_export.media.codes import Codes, CodesFile, CodesMetadata, CodesWriter, read_codes
 from mimi_export.media.latents import LatentsPipe, LatentsWriter
+from mimi_export.media.opening import PIPE
 from mimi_export.media.pipes import AudioPipe, CodesInlet, CodesPipe, Outlet
 from mimi_export.media.resampling import Resampler
-from mimi_export.media.sources import PIPE, RawFormat
+from mimi_export.media.sources import RawFormat
 from mimi_export.runtime import Codec
 from mimi_export.runtime.checks import check_codes
 from mimi_export.runtime.features import FeatureExtractor

@@ -20,9 +20,10 @@ import soundfile
 
 from mimi_export.contract.files import atomic_file
 from mimi_export.errors import AudioError, OutputError
+from mimi_export.media.opening import PIPE
 from mimi_export.media.resampling import Resampler, resampled_length
 from mimi_export.media.signals import SAMPLING_RATE
-from mimi_export.media.sources import PIPE, RawFormat, cut_off, name_of, open_source, pass_over, reason_of
+from mimi_export.media.sources import RawFormat, cut_off, name_of, open_source, pass_over, reason_of
 
 Samples = npt.NDArray[np.float32]
 AnyPath = str | os.PathLike[str]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mimi_export.errors import MimiExportError
 
+PIPE = Path("-")  # standard input or output
+
 
 def check_file(path: Path, error: type[MimiExportError]) -> int:
     """The size in bytes of a regular file that can be read; for anything else an `error` that says why not."""

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import soundfile
 
 from mimi_export.errors import AudioError
-from mimi_export.media.opening import check_file
+from mimi_export.media.opening import PIPE, check_file
 from mimi_export.media.resampling import RATES
 
-PIPE = Path("-")  # standard input or output
 RAW = {"s16le": ("<i2", 32768), "f32le": ("<f4", 1)}  # name -> numpy's type, and what full scale is
 CONTAINERS = frozenset(  # that libsndfile does not know and ffmpeg does
     {".3gp", ".aac", ".ac3", ".amr", ".avi", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}

@@ -22,7 +22,7 @@ from mimi_export.contract.spec import LATENTS
 from mimi_export.errors import CodesError, ConfigError, StreamError
 from mimi_export.runtime.checks import check_audio, check_decoded
 from mimi_export.runtime.codec import Decoder, Encoder
-from mimi_export.runtime.state import Array, BoundCall, initial_states, moving, ort_value
+from mimi_export.runtime.state import Array, BoundCall, moving, ort_value
 
 BLOCKS = 256  # bindings that are kept: all blocks of 22 rows
 
@@ -118,7 +118,9 @@ class StreamPool:
         if spec.kind == "decoder" and spec.shape.start == LATENTS:
             channels = self.geometry.hidden_size
         self.empty: Array = np.zeros((channels, 0), spec.data_input.dtype)
-        self._past = initial_states(spec, rows + 1)  # the last is for rows that change places
+        self._past = {  # with a row more, in which one that changes places waits
+            state.name: np.zeros((rows + 1, *state.initial_shape(rows)[1:]), state.dtype) for state in spec.states
+        }
         self._present = {state.name: np.zeros_like(self._past[state.name]) for state in moving(spec)}
         self._calls: dict[tuple[int, int], BoundCall] = {}
         self._streams: dict[int, PoolStream] = {}
