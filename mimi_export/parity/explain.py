@@ -36,6 +36,7 @@ from mimi_export.parity.results import Explanation
 from mimi_export.parity.rounded import RoundedProducts
 from mimi_export.passes.taps import TAP_PREFIX
 from mimi_export.runtime.session import check_started, ort_errors, provider_name
+from mimi_export.runtime.state import initial_states
 
 # Agreement at a tap after one call from equal states, in dB, by precision. Rounding leaves 110 dB and more, weights
 # of 11 bits 60, of 8 bits 30.
@@ -223,7 +224,7 @@ class TappedGraph:
 
     def initial_states(self) -> States:
         """Zeros that begin a stream, by name: one row, or as many as the graph fixes."""
-        return {state.name: np.zeros(state.initial_shape(1), state.dtype) for state in self.spec.states}
+        return initial_states(self.spec, 1)
 
     def step(self, data: Array, states: States) -> tuple[dict[str, Array], States]:
         """One call: every place that it shows, by name (taps, outputs), and the states for the next call."""
