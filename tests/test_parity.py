@@ -308,3 +308,10 @@ def test_full_size_on_real_speech(full_variant, full_checkpoint, jfk):
     report = measure(full_variant(8), full_checkpoint, clips, (1, "mixed"), lambda text: None)
     report.checks = judge(report, DEFAULT_BUDGETS["fp32"])
     assert report.passed, [check.line for check in report.checks]
+
+
+@pytest.mark.parametrize("calls", ["0", "33", "1,,2", "often", "²"])
+def test_calls_that_are_none(cli, tmp_path, calls):
+    code, _, errors = cli("parity", tmp_path, "--calls", calls)
+    assert code == 2
+    assert "expected numbers from 1 to 32 and 'mixed', with commas" in " ".join(errors.split())
